@@ -1,0 +1,47 @@
+.DEFAULT_GOAL := help
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+INSTALLED := .venv/installed
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_NO_INPUT := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+DEMO := runs/demo
+DEMO_STEPS ?= 2000
+
+.PHONY: help demo test nbs sync export readme clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# One environment for all targets, made anew when the requirements change.
+$(INSTALLED): settings.ini setup.py
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED) ## train, evaluate and sample the digits model in runs/demo (DEMO_STEPS=2000); run again to resume
+	$(BIN)/mulan-vdm train --preset vdm-digits --steps $(DEMO_STEPS) --out $(DEMO) $(if $(wildcard $(DEMO)),--resume)
+	$(BIN)/mulan-vdm evaluate $(DEMO)
+	$(BIN)/mulan-vdm sample $(DEMO)
+
+test: $(INSTALLED) ## sync check, every notebook, then the tests
+	$(BIN)/python .ci/sync.py
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests
+
+nbs: $(INSTALLED) ## run notebooks and store their outputs: all, or NB="nbs/00_noise.ipynb ..."; FLAGS=slow runs flagged cells too
+	$(BIN)/python .ci/execute.py $(NB) --flags "$(FLAGS)"
+
+sync: $(INSTALLED) ## check that notebooks, modules and README agree
+	$(BIN)/python .ci/sync.py
+
+export: $(INSTALLED) ## write modules and README from the notebooks
+	$(BIN)/python .ci/sync.py --write
+
+readme: $(INSTALLED) ## write README.md alone
+	$(BIN)/python .ci/readme.py
+
+clean: ## remove what builds leave behind (not .venv, not runs)
+	rm -rf build dist *.egg-info _proc _docs nbs/nbdev.yml .pytest_cache .hypothesis
+	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +
