@@ -121,7 +121,8 @@ def _fashion_mnist(place: Path, size: int | None, bits: int | None):
     raw, crc = [_unpacked(place/f) for f in fashion_files], 0
     for r in raw: crc = zlib.crc32(r, crc)
     if crc != fashion_crc:
-        raise ValueError(f"fashion_mnist: the files in {place} are not Fashion-MNIST's (CRC-32 {crc:#x}, not {fashion_crc:#x}; MNIST has the same file names); fetch them again")
+        raise ValueError(f"fashion_mnist: the files in {place} have CRC-32 {crc:#x}, not Fashion-MNIST's {fashion_crc:#x} "
+                         '(MNIST has the same file names); fetch them again')
     x, y, x_test, y_test = map(_read_idx, raw)
     side = lambda x, y: Split(_shrink(x[:, None], size, bits), y.long())
     return 'Fashion-MNIST idx files (Xiao et al. 2017)', side(x, y), side(x_test, y_test)
@@ -166,12 +167,14 @@ def _imagenet_side(kind: str, files: list, out: Path, side: int, size: int | Non
     def images(f):
         x = read(f, 'data')
         if x.dtype != np.uint8 or x.shape[1:] != (3*side**2,):
-            raise ValueError(f"imagenet{side}: '{f}' holds {x.dtype} of shape {x.shape}, not uint8 (N, {3*side**2}); check that these are the {side}x{side} archives")
+            raise ValueError(f"imagenet{side}: '{f}' holds {x.dtype} of shape {x.shape}, not uint8 (N, {3*side**2}); "
+                             f'pass the folder of the {side}x{side} archives')
         return _shrink(torch.from_numpy(x).view(-1, 3, side, side), size, bits)
     y = torch.from_numpy(np.concatenate([read(f, 'labels') for f in files]).astype(np.int64)) - 1
     if len(y) != imagenet_counts[kind]:
-        old = '; that is the older release, whose bits/dim do not compare: load its PNG files by load("folder")' if (kind, len(y)) == ('test', 49_999) else '; fetch the archives again'
-        raise ValueError(f'imagenet{side}: {len(y):,} {kind} images in {files[0].parent}, not the {imagenet_counts[kind]:,} of the npz release{old}')
+        older = (kind, len(y)) == ('test', 49_999)
+        raise ValueError(f'imagenet{side}: {len(y):,} {kind} images in {files[0].parent}, not the {imagenet_counts[kind]:,} of the npz release; '
+            + ('that is the older release, whose bits/dim do not compare: load its PNG files by load("folder")' if older else 'fetch the archives again'))
     if not out.exists() or out.stat().st_mtime < max(f.stat().st_mtime for f in files):
         _save_npy(out, (len(y), 3, size or side, size or side), map(images, files))
     return Split(_map_npy(out), y)
@@ -186,7 +189,8 @@ def _imagenet(place: Path, size: int | None, bits: int | None, side: int):
     out = place if os.access(place, os.W_OK) else _cache()/f'imagenet{side}-{zlib.crc32(str(place.resolve()).encode()):08x}'
     out.mkdir(parents=True, exist_ok=True)
     change = (f'-size{size}' if size else '') + (f'-bits{bits}' if bits else '')
-    splits = {kind: _imagenet_side(kind, [files[n] for n in ns], out/f'imagenet{side}-{kind}{change}.npy', side, size, bits) for kind, ns in names.items()}
+    splits = {kind: _imagenet_side(kind, [files[n] for n in ns], out/f'imagenet{side}-{kind}{change}.npy', side, size, bits)
+              for kind, ns in names.items()}
     return f'ImageNet-{side} downsampled npz (Chrabaszcz et al. 2017, box)', splits['train'], splits['test']
 
 # %% ../nbs/09_data.ipynb #e2465852
@@ -228,7 +232,8 @@ def _folder(place: Path, size: int | None, bits: int | None):
     if odd := next((n for n, i in zip(names, x) if i.shape != x[0].shape), None):
         raise ValueError(f"folder: size=None, but '{odd}' and '{names[0]}' differ in size; pass size=... to crop and resize")
     x, y = _shrink(torch.stack(x), None, bits), None if '' in classes else torch.tensor([classes[label] for label in labels])
-    release = f"folder '{place.resolve().name}', " + ('own split' if own else 'every tenth by name hash for test') + (f', centre-cropped and resized to {size} by area' if size else '')
+    release = f"folder '{place.resolve().name}', " + ('own split' if own else 'a tenth by name hash for test')
+    if size: release += f', centre-cropped and resized to {size} by area'
     return release, *(Split(x[s], None if y is None else y[s]) for s in (~test, test))
 
 # %% ../nbs/09_data.ipynb #ffacc832
@@ -318,8 +323,8 @@ def batches(x: torch.Tensor, # training examples (N, ...), in memory or memory-m
             rank: int = 0, world: int = 1, # this process and their number
            ) -> Iterator: # (x, y) of batch_size/world examples, without end
     "Shuffled training batches, a pure function of (seed, step); raises ValueError on sizes that do not fit"
-    for name, value, low, high in (('batch_size', batch_size, 1, None), ('seed', seed, 0, None), ('step', step, 0, None),
-                                   ('world', world, 1, None), ('rank', rank, 0, world - 1 if isinstance(world, Integral) else None)): _whole(name, value, low, high)
+    for name, value, low in (('batch_size', batch_size, 1), ('seed', seed, 0), ('step', step, 0), ('world', world, 1)): _whole(name, value, low)
+    _whole('rank', rank, 0, world - 1)
     if batch_size % world: raise ValueError(f'batch_size={batch_size}: choose a multiple of world={world}')
     if not len(x): raise ValueError('x has no examples: pass at least one')
     if y is not None and len(y) != len(x): raise ValueError(f'y has {len(y)} labels for {len(x)} examples: pass one for each, or None')
