@@ -57,7 +57,7 @@ class Codec:
 
     def encode(self, k: Tensor, # pixels in {0..vocab-1}, any shape
                dtype: torch.dtype = torch.float32) -> Tensor: # coded to [-1, 1], same shape
-        "Middles of the bins; eq. v_k of this notebook."
+        "Middles of the bins, @eq-levels."
         return (k.to(dtype) + 0.5) * (2 / self.vocab) - 1
 
     def decode(self, z_0: Tensor, # noisy data (B, *event)
@@ -69,7 +69,7 @@ class Codec:
                  z_0: Tensor,     # noisy data, like k
                  gamma_0: Tensor  # at t = 0, broadcastable to k
                 ) -> Tensor:      # nats per dimension, like k
-        "log p(x|z_0) of the softmax decoder over the window that matters; VDM notes section 2.2."
+        "log p(x|z_0) of the softmax decoder over the window that matters; VDM notes section 2.3."
         y = (z_0 / alpha(gamma_0) + 1) * (self.vocab / 2) - 0.5          # in bins, level k sits at k
         beta = torch.exp(-gamma_0) * (2 / self.vocab**2)
         half = math.ceil(6 / math.sqrt(2 * max(float(beta.detach().min()), 1e-30)))
@@ -141,18 +141,13 @@ class Diffusion(nn.Module):
         self.net, self.schedule, self.codec, self.event_shape = net, schedule, codec, tuple(event_shape)
         self.latent = NoLatent() if latent is None else latent
         self.prediction, self.weighting = prediction, weighting
-
-    @property
-    def reference(self) -> Tensor:
-        "A tensor with the model's dtype and device."
-        tensors = (*self.parameters(), *self.buffers(), torch.empty(0))
-        return next(p for p in tensors if p.is_floating_point())
+        self.register_buffer('reference', torch.empty(0), persistent=False)   # its dtype and device are the model's
 
     def gamma(self, t: Tensor, # times in [0, 1], (B,)
               w: Tensor | None = None) -> Tensor: # broadcastable to x
         "gamma at times t; raises ValueError for times outside [0, 1]."
         if not ((t >= 0) & (t <= 1)).all(): raise ValueError(f"t has values in {t.min():g}..{t.max():g}, outside [0, 1]: 0 is data, 1 is noise")
-        return self.schedule(self.unsqueeze(t), w)
+        return self.schedule(self.unsqueeze(t.to(self.reference.dtype)), w)
 
     def unsqueeze(self, t: Tensor) -> Tensor: # (B, 1, ..., 1)
         "One axis of length one per event axis."
@@ -203,7 +198,7 @@ def forward(self: Diffusion,
     self.check(x)
     dtype, options = self.reference.dtype, dict(generator=generator, dtype=self.reference.dtype, device=x.device)
     k, x = x, self.codec.encode(x, dtype)
-    t = self.unsqueeze(low_discrepancy_times(len(x), **options) if t is None else t)
+    t = self.unsqueeze(low_discrepancy_times(len(x), **options) if t is None else t.to(dtype))
     eps, eps_0 = torch.randn(x.shape, **options), torch.randn(x.shape, **options)
     w, latent = self.latent(x)
     gamma_t, rate = self.gamma_and_rate(t, T, w)

@@ -26,6 +26,11 @@ class Evaluation(NamedTuple):
         values = self.bpd if values is None else values
         return values.mean().item(), values.std().item() / math.sqrt(len(values))
 
+    @property
+    def noise_se(self) -> float:
+        "Standard error from times and noise alone, on these very images; an upper estimate, since even times vary less than independent ones."
+        return self.noise.square().sum().sqrt().item() / len(self.noise)
+
     def report(self) -> dict: # JSON-ready
         "bpd, its standard error, and every term as [mean, se]; bits/dim."
         bpd, se = self.mean_se()

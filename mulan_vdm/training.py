@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'seeded', 'moving_average', 'checkpoint_path', 'save_checkpoint', 'load_checkpoint', 'state_tensors',
-           'restore', 'open_run', 'write_whole', 'trim_log', 'finite_or_raise', 'train_step', 'Progress',
+           'restore', 'check_run', 'open_run', 'write_whole', 'trim_log', 'finite_or_raise', 'train_step', 'Progress',
            'check_settings', 'fit']
 
 # %% ../nbs/10_training.ipynb #70d32409
@@ -91,16 +91,21 @@ def restore(tensors: dict[str, Tensor], model: Diffusion, ema: AveragedModel, op
     for name, v in part('optimizer.').items(): i, k = name.split('.', 1); state.setdefault(int(i), {})[k] = v
     optimizer.load_state_dict({'state': state, 'param_groups': optimizer.state_dict()['param_groups']})
 
-# %% ../nbs/10_training.ipynb #61f8db94
-def open_run(run: Path | str, # folder
-             config: dict,    # how to rebuild the model and its data, stored as JSON
-             resume: bool = False # continue what is there?
-            ) -> Path:        # the folder
-    "Creates a run folder, or checks that it can be resumed; raises FileExistsError or FileNotFoundError."
+# %% ../nbs/10_training.ipynb #b60f9606
+def check_run(run: Path | str,    # folder
+              resume: bool = False # continue what is there?
+             ) -> Path:           # the folder
+    "Raises FileExistsError for a used folder, FileNotFoundError when there is nothing to resume."
     run = Path(run); used = run.exists() and any(run.iterdir())
-    if resume and not checkpoint_path(run).exists(): raise FileNotFoundError(f"{run} holds no checkpoint to resume: leave out --resume to start a run, or name another folder")
+    if resume and not (run / 'config.json').exists(): raise FileNotFoundError(f"{run} holds no run to resume: leave out --resume to start one, or name another folder")
     if used and not resume: raise FileExistsError(f"{run} exists and is not empty: add --resume to continue it, or name another folder")
-    run.mkdir(parents=True, exist_ok=True); write_whole(run / 'config.json', json.dumps(config, indent=2) + '\n')
+    return run
+
+def open_run(run: Path | str, config: dict, # how to rebuild the model and its data, stored as JSON
+             resume: bool = False) -> Path:
+    "Creates a run folder, or reopens one to resume it; raises what `check_run` raises."
+    run = check_run(run, resume); run.mkdir(parents=True, exist_ok=True)
+    write_whole(run / 'config.json', json.dumps(config, indent=2) + '\n')
     return run
 
 def write_whole(path: Path, text: str) -> None:
@@ -181,8 +186,8 @@ def fit(model: Diffusion,           # trained in place
     accelerator, run = Accelerator(mixed_precision=precision), None if out is None else open_run(out, config or {}, resume)
     model.to(accelerator.device).train(); average.to(accelerator.device)
     optimizer, done, start = torch.optim.AdamW(model.parameters(), lr, (0.9, 0.99), weight_decay=weight_decay), 0, time.time()
-    if resume:
-        tensors, done = load_checkpoint(run); restore(tensors, model, average, optimizer); start -= trim_log(run, done)
+    if resume and checkpoint_path(run).exists(): tensors, done = load_checkpoint(run); restore(tensors, model, average, optimizer)
+    if resume: start -= trim_log(run, done)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     rank, bar = accelerator.process_index, progress and accelerator.is_main_process
     stream = batches(data.train.x, data.train.y, batch_size, seed, step=done, rank=rank, world=accelerator.num_processes)
