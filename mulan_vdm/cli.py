@@ -84,9 +84,9 @@ def train(argv: list[str]) -> None: # the words after `mulan-vdm train`
     plot_metrics(out).savefig(out / 'metrics.png', dpi=120)
     print(f"step {now.step}: last batch {now.loss:.3f} bits/dim, {now.seconds:.0f} s\npictures: {out / 'schedule.png'} {out / 'metrics.png'}\ncheckpoint: {checkpoint_path(out)}")
 
-# %% ../nbs/14_cli.ipynb #d06f191e
+# %% ../nbs/14_cli.ipynb #7d3c3112
 def evaluate(run: str,             # run folder
-             draws: int = 128,     # times and noises per image
+             draws: int | None = None, # times and noises per image; about 32,768 in all by default
              batch_size: int = 128, # images per batch
              T: int | None = None, # number of steps; None for continuous time
              seed: int = 0         # of times and noise
@@ -98,11 +98,11 @@ def evaluate(run: str,             # run folder
     from mulan_vdm.training import write_whole
     from mulan_vdm.plots import read_metrics
     model, config, steps = load_run(run); data = load(**config['data']); start = time.time()
-    result = evaluation.evaluate(model, data.test.x, draws, batch_size, seed, T, progress=True)
-    report = {**result.report(), 'data': data.name, 'release': data.release, 'split': 'test', 'T': T, 'draws': draws, 'seed': seed, 'noise_se': result.noise_se, 'steps': steps, 'system': config['system'],
+    result = evaluation.evaluate(model, data.test.x, draws, data.test.y, batch_size, seed, T, progress=True)
+    report = {**result.report(), 'data': data.name, 'release': data.release, 'split': 'test', 'T': T, 'draws': result.draws, 'seed': seed, 'steps': steps, 'system': config['system'],
               'params': sum(p.numel() for p in model.parameters()), 'seconds': read_metrics(run)['seconds'][-1], 'evaluation_seconds': round(time.time() - start, 1)}
     write_whole(Path(run) / 'report.json', json.dumps(report, indent=2) + '\n')
-    print(f"{data.name}, test split, {len(data.test.x)} images, {draws} draws each, {'continuous time' if T is None else f'{T} steps'}\n{result.table()}\nreport: {Path(run) / 'report.json'}")
+    print(f"{data.name}, test split, {len(data.test.x)} images, {result.draws} draws each, {'continuous time' if T is None else f'{T} steps'}\n{result.table()}\nreport: {Path(run) / 'report.json'}")
 
 # %% ../nbs/14_cli.ipynb #9dd95ef6
 def sample(run: str,              # run folder

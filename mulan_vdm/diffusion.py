@@ -52,8 +52,9 @@ class Codec:
         "Raises TypeError unless k is integer, ValueError unless it lies in the vocabulary."
         if k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
             raise TypeError(f"x has dtype {k.dtype}: pass integer pixels in 0..{self.vocab - 1}, not coded ones")
-        if k.numel() and (k.min() < 0 or k.max() >= self.vocab):
-            raise ValueError(f"x has pixels in {int(k.min())}..{int(k.max())}, outside the vocabulary 0..{self.vocab - 1}: requantize the data or set vocab={int(k.max()) + 1}")
+        low, high = (int(k.min()), int(k.max())) if k.numel() else (0, 0)      # as Python integers: a byte compared with 256 wraps around
+        if low < 0 or high >= self.vocab:
+            raise ValueError(f"x has pixels in {low}..{high}, outside the vocabulary 0..{self.vocab - 1}: requantize the data or set vocab={high + 1}")
 
     def encode(self, k: Tensor, # pixels in {0..vocab-1}, any shape
                dtype: torch.dtype = torch.float32) -> Tensor: # coded to [-1, 1], same shape

@@ -100,7 +100,7 @@ class Monotone(Between):
     def raw(self, t: Tensor) -> Tensor:
         "The increasing function before its ends are pinned, elementwise in t."
         h = F.softplus(self.l1) * t
-        return h + torch.sigmoid(h[..., None] * F.softplus(self.l2) + self.b2) @ F.softplus(self.l3)
+        return h + (torch.sigmoid(h[..., None] * F.softplus(self.l2) + self.b2) * F.softplus(self.l3)).sum(-1)   # no matrix product: autocast would round it
 
     def shape(self, t: Tensor, w: Tensor | None = None) -> Tensor:
         lo, hi = self.raw(torch.tensor([0., 1.], dtype=self.l1.dtype, device=self.l1.device))
