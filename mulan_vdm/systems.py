@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['schedules', 'systems', 'presets', 'choose', 'system', 'vdm', 'build', 'read_config', 'load_run']
 
-# %% ../nbs/12_systems.ipynb #a7b44a61
+# %% ../nbs/12_systems.ipynb #ccf13a9e
 import inspect
 import json
+import math
 import torch
 from functools import wraps
 from pathlib import Path
@@ -43,8 +44,8 @@ def vdm(event_shape: tuple[int, ...], # shape of one example: (C, H, W) or (D,)
         vocab: int | None,            # number of levels; None for real-valued data
         channels: int = 128,          # width of the network
         blocks: int = 32,             # residual blocks going in
-        fourier_min: int = 7,         # exponents of the Fourier features: from this
-        fourier_max: int = 8,         # to this; none if it is smaller
+        fourier_min: float = 7.,      # exponents of the Fourier features: from this
+        fourier_max: float = 8.,      # to this in steps of one; none if it is smaller
         dropout: float = 0.1,         # in the residual blocks
         attention: bool = True,       # attend in the middle of the U-Net?
         schedule: str = 'linear',     # linear or monotone
@@ -54,7 +55,7 @@ def vdm(event_shape: tuple[int, ...], # shape of one example: (C, H, W) or (D,)
         prediction: str = 'eps'       # x, eps, v, score, o or edm
        ) -> Diffusion:
     "Variational diffusion model; VDM notes. Raises ValueError for unknown names and ends out of order."
-    fourier = range(fourier_min, fourier_max + 1)
+    fourier = [fourier_min + i for i in range(math.floor(fourier_max - fourier_min) + 1)]
     if len(event_shape) == 3: net = UNet(event_shape[0], channels, blocks, fourier, dropout, attention=attention)
     else: net = MLP(*event_shape, channels, blocks, fourier)
     gamma = choose('schedule', schedule, schedules)(gamma_min, gamma_max, learn_ends)
@@ -63,10 +64,10 @@ def vdm(event_shape: tuple[int, ...], # shape of one example: (C, H, W) or (D,)
 
 systems = dict(vdm=vdm)
 
-# %% ../nbs/12_systems.ipynb #af4dfa6a
+# %% ../nbs/12_systems.ipynb #32ecefe4
 presets = {
     'vdm-digits': dict(system='vdm', data=dict(name='digits'),
-        model=dict(channels=24, blocks=2, fourier_min=3, fourier_max=4, dropout=0., gamma_min=-7.9, learn_ends=False),
+        model=dict(channels=32, blocks=2, fourier_min=3.0875, fourier_max=4.0875, dropout=0., gamma_min=-7.9, learn_ends=False),
         fit=dict(steps=3000, batch_size=128, lr=2e-3, ema=0.999)),
     'vdm-fashion': dict(system='vdm', data=dict(name='fashion_mnist'),
         model=dict(channels=32, blocks=2, dropout=0., attention=False, learn_ends=False),
