@@ -128,9 +128,9 @@ def bits_per_dim(nats: Tensor,               # nats per example
     "Nats per example to bits per dimension: divided by the number of dimensions and by log 2."
     return nats / (math.prod(event_shape) * math.log(2))
 
-# %% ../nbs/04_diffusion.ipynb #90db1ee0
+# %% ../nbs/04_diffusion.ipynb #2e4960f6
 class Diffusion(nn.Module):
-    "A variational diffusion model: network, schedule, codec, latent, prediction, weighting."
+    "A variational diffusion model: network, schedule, codec, latent, prediction, weighting. Raises ValueError for a schedule of other events."
     def __init__(self, net: nn.Module,        # net(z_t, gamma, w=None, y=None), like z_t
                  schedule: Schedule,          # gamma(t, w)
                  codec: Codec | RealCodec,    # integers to [-1, 1], p(x|z_0)
@@ -139,6 +139,8 @@ class Diffusion(nn.Module):
                  prediction: Prediction = eps_prediction, # what the network answers
                  weighting: Weighting = elbo_weighting):  # of the training loss
         super().__init__()
+        shape = getattr(schedule, 'event_shape', None) or tuple(event_shape)
+        if shape != tuple(event_shape): raise ValueError(f"the schedule is made for events {shape}, the model for {tuple(event_shape)}: give both the data's event_shape")
         self.net, self.schedule, self.codec, self.event_shape = net, schedule, codec, tuple(event_shape)
         self.latent = NoLatent() if latent is None else latent
         self.prediction, self.weighting = prediction, weighting
