@@ -66,19 +66,21 @@ class Codec:
         "The most probable level of p(x|z_0): the nearest one to z_0 / alpha_0."
         return ((z_0 / alpha(gamma_0) + 1) * (self.vocab / 2)).floor().clamp(0, self.vocab - 1).long()
 
-    def log_prob(self, k: Tensor, # pixels (B, *event)
-                 z_0: Tensor,     # noisy data, like k
-                 gamma_0: Tensor  # at t = 0, broadcastable to k
-                ) -> Tensor:      # nats per dimension, like k
-        "log p(x|z_0) of the softmax decoder over the window that matters; VDM notes section 2.3."
-        y = (z_0 / alpha(gamma_0) + 1) * (self.vocab / 2) - 0.5          # in bins, level k sits at k
-        beta = torch.exp(-gamma_0) * (2 / self.vocab**2)
-        half = math.ceil(6 / math.sqrt(2 * max(float(beta.detach().min()), 1e-30)))
-        width = min(2 * half + 1, self.vocab)
-        nearest = y.detach().round().clamp(0, self.vocab - 1)
-        u, beta, o_k = y - nearest, beta.expand_as(y), k.to(y.dtype) - nearest
-        start = (nearest - half).clamp(0, self.vocab - width) - nearest
-        return -beta * o_k * (o_k - 2 * u) - LogNormalizer.apply(u, beta, start, width)
+# %% ../nbs/04_diffusion.ipynb #1f95d70e
+@patch
+def log_prob(self: Codec, k: Tensor, # pixels (B, *event)
+             z_0: Tensor,            # noisy data, like k
+             gamma_0: Tensor         # at t = 0, broadcastable to k
+            ) -> Tensor:             # nats per dimension, like k
+    "log p(x|z_0) of the softmax decoder over the window that matters; VDM notes section 2.3."
+    y = (z_0 / alpha(gamma_0) + 1) * (self.vocab / 2) - 0.5
+    beta = torch.exp(-gamma_0) * (2 / self.vocab**2)
+    half = math.ceil(6 / math.sqrt(2 * max(float(beta.detach().min()), 1e-30)))
+    width = min(2 * half + 1, self.vocab)
+    nearest = y.detach().round().clamp(0, self.vocab - 1)
+    u, beta, o_k = y - nearest, beta.expand_as(y), k.to(y.dtype) - nearest
+    start = (nearest - half).clamp(0, self.vocab - width) - nearest
+    return -beta * o_k * (o_k - 2 * u) - LogNormalizer.apply(u, beta, start, width)
 
 # %% ../nbs/04_diffusion.ipynb #9832904b
 class RealCodec:
@@ -156,17 +158,20 @@ class Diffusion(nn.Module):
         "One axis of length one per event axis."
         return t.reshape(-1, *[1] * len(self.event_shape))
 
-    def denoise_at(self, z_t: Tensor, # noisy data (B, *event)
-                   gamma: Tensor,     # noise level, broadcastable to z_t
-                   w: Tensor | None = None, y: Tensor | None = None) -> tuple[Tensor, Tensor]: # x_hat, eps_hat
-        "Estimates of data and noise at a noise level."
-        return to_x_eps(self.net(z_t, gamma, w=w, y=y), z_t, gamma, self.prediction)
+# %% ../nbs/04_diffusion.ipynb #c218dff3
+@patch
+def denoise_at(self: Diffusion, z_t: Tensor, # noisy data (B, *event)
+               gamma: Tensor,                # noise level, broadcastable to z_t
+               w: Tensor | None = None, y: Tensor | None = None) -> tuple[Tensor, Tensor]: # x_hat, eps_hat
+    "Estimates of data and noise at a noise level."
+    return to_x_eps(self.net(z_t, gamma, w=w, y=y), z_t, gamma, self.prediction)
 
-    def denoise(self, z_t: Tensor, # noisy data (B, *event)
-                t: Tensor,         # times in [0, 1], (B,)
-                w: Tensor | None = None, y: Tensor | None = None) -> tuple[Tensor, Tensor]: # x_hat, eps_hat
-        "Estimates of data and noise at times t; raises ValueError for times outside [0, 1]."
-        return self.denoise_at(z_t, self.gamma(t, w), w, y)
+@patch
+def denoise(self: Diffusion, z_t: Tensor, # noisy data (B, *event)
+            t: Tensor,                    # times in [0, 1], (B,)
+            w: Tensor | None = None, y: Tensor | None = None) -> tuple[Tensor, Tensor]: # x_hat, eps_hat
+    "Estimates of data and noise at times t; raises ValueError for times outside [0, 1]."
+    return self.denoise_at(z_t, self.gamma(t, w), w, y)
 
 # %% ../nbs/04_diffusion.ipynb #5bb09b3d
 @patch
@@ -209,7 +214,6 @@ def forward(self: Diffusion,
     pred = self.net(diffuse(x, gamma_t, eps), gamma_t, w=w, y=y).to(dtype)
     error = eps_error(pred, x, eps, gamma_t, self.prediction)**2
     if self.training: self.schedule.observe(gamma_t.detach(), error.detach())
-    reconstruction = -self.codec.log_prob(k, diffuse(x, gamma_0, eps_0), gamma_0)
+    reconstruction, loss = -self.codec.log_prob(k, diffuse(x, gamma_0, eps_0), gamma_0), 0.5 * rate * error
     total = lambda nats: nats.flatten(1).sum(1)
-    return Terms(total(reconstruction), total(prior_kl(x, gamma_1)), total(0.5 * rate * error), latent,
-                 total(0.5 * rate * self.weighting(-gamma_t) * error))
+    return Terms(total(reconstruction), total(prior_kl(x, gamma_1)), total(loss), latent, total(self.weighting(-gamma_t) * loss))

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['GaussianOracle', 'MixtureOracle', 'fit_mixture']
 
-# %% ../nbs/05_oracles.ipynb #25a58bcf
+# %% ../nbs/05_oracles.ipynb #ba329a87
 import math
 import torch
 import torch.nn as nn
+from fastcore.basics import patch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 from .noise import alpha, sigma
@@ -63,23 +64,27 @@ class MixtureOracle(nn.Module):
         pixel = self.tables.log().permute(1, 2, 0)[torch.arange(self.tables.shape[1]), k.flatten(1).long()]
         return (self.log_weights + pixel.sum(1)).logsumexp(1)
 
-    def pixelwise(self, z: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]: # log q(z_d|c), E[x_d|z_d, c]; both (B, D, K)
-        z, gamma = z.flatten(1), gamma.expand_as(z).flatten(1)
-        energy = -0.5 * ((z / sigma(gamma))[..., None] - torch.exp(-gamma / 2)[..., None] * self.levels)**2
-        top = energy.amax(-1, keepdim=True); near = torch.exp(energy - top).transpose(0, 1)       # (D, B, vocab)
-        P = self.tables.permute(1, 2, 0)                                                          # (D, vocab, K)
-        q = near @ P; log_q = q.transpose(0, 1).log() + top - sigma(gamma)[..., None].log() - 0.5 * math.log(2 * math.pi)
-        return log_q, ((near * self.levels) @ P / q).transpose(0, 1)
+# %% ../nbs/05_oracles.ipynb #922c02ce
+@patch
+def pixelwise(self: MixtureOracle, z: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]: # log q(z_d|c), E[x_d|z_d, c]; both (B, D, K)
+    z, gamma = z.flatten(1), gamma.expand_as(z).flatten(1)
+    energy = -0.5 * ((z / sigma(gamma))[..., None] - torch.exp(-gamma / 2)[..., None] * self.levels)**2
+    top = energy.amax(-1, keepdim=True); near = torch.exp(energy - top).transpose(0, 1)       # (D, B, vocab)
+    P = self.tables.permute(1, 2, 0)                                                          # (D, vocab, K)
+    q = near @ P; log_q = q.transpose(0, 1).log() + top - sigma(gamma)[..., None].log() - 0.5 * math.log(2 * math.pi)
+    return log_q, ((near * self.levels) @ P / q).transpose(0, 1)
 
-    def log_marginal(self, z: Tensor, gamma: Tensor) -> Tensor: # nats (B,)
-        "log q(z) at noise level gamma, broadcastable to z."
-        return (self.log_weights + self.pixelwise(z, gamma)[0].sum(1)).logsumexp(1)
+@patch
+def log_marginal(self: MixtureOracle, z: Tensor, gamma: Tensor) -> Tensor: # nats (B,)
+    "log q(z) at noise level gamma, broadcastable to z."
+    return (self.log_weights + self.pixelwise(z, gamma)[0].sum(1)).logsumexp(1)
 
-    def forward(self, z: Tensor, gamma: Tensor, w: Tensor | None = None, y: Tensor | None = None) -> Tensor: # x_hat
-        "E[x|z], eq. (mixture-denoiser) of this notebook."
-        log_q, mean = self.pixelwise(z, gamma)
-        r = (self.log_weights + log_q.sum(1)).softmax(1)
-        return (mean * r[:, None]).sum(-1).reshape(z.shape)
+@patch
+def forward(self: MixtureOracle, z: Tensor, gamma: Tensor, w: Tensor | None = None, y: Tensor | None = None) -> Tensor: # x_hat
+    "E[x|z], eq. (mixture-denoiser) of this notebook."
+    log_q, mean = self.pixelwise(z, gamma)
+    r = (self.log_weights + log_q.sum(1)).softmax(1)
+    return (mean * r[:, None]).sum(-1).reshape(z.shape)
 
 # %% ../nbs/05_oracles.ipynb #a84a948e
 def fit_mixture(k: Tensor,      # integer pixels (N, *event)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'seeded', 'moving_average', 'checkpoint_path', 'save_checkpoint', 'load_checkpoint', 'state_tensors',
            'restore', 'check_run', 'open_run', 'write_whole', 'trim_log', 'finite_or_raise', 'train_step', 'Progress',
-           'check_settings', 'fit']
+           'check_settings', 'record', 'fit']
 
 # %% ../nbs/10_training.ipynb #70d32409
 import contextlib
@@ -20,7 +20,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
-from typing import Iterator, NamedTuple
+from typing import Callable, Iterator, NamedTuple
 from .data import Data, batches
 from .diffusion import Diffusion, Terms, bits_per_dim
 
@@ -160,6 +160,14 @@ def check_settings(**settings: float) -> None:
     for name, value in settings.items():
         if not value > 0: raise ValueError(f"{name}={value} must be positive")
 
+def record(run: Path, now: Progress, tensors: Callable[[], dict[str, Tensor]], # what a checkpoint holds
+           log: bool, save: bool) -> None: # is a line due, a checkpoint?
+    "Writes what is due after a step: a line of metrics.jsonl, a checkpoint."
+    if log:
+        with open(run / 'metrics.jsonl', 'a') as f: f.write(now.line())
+    if save: save_checkpoint(run, tensors(), now.step)
+
+# %% ../nbs/10_training.ipynb #0a80a3fe
 def fit(model: Diffusion,           # trained in place
         data: Data,                 # trains on its train split
         steps: int = 3000,          # in all, those before a resume included
@@ -188,17 +196,13 @@ def fit(model: Diffusion,           # trained in place
     optimizer, done, start = torch.optim.AdamW(model.parameters(), lr, (0.9, 0.99), weight_decay=weight_decay), 0, time.time()
     if resume and checkpoint_path(run).exists(): tensors, done = load_checkpoint(run); restore(tensors, model, average, optimizer)
     if resume: start -= trim_log(run, done)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
-    rank, bar = accelerator.process_index, progress and accelerator.is_main_process
+    wrapped, optimizer = accelerator.prepare(model, optimizer); rank, main = accelerator.process_index, accelerator.is_main_process
     stream = batches(data.train.x, data.train.y, batch_size, seed, step=done, rank=rank, world=accelerator.num_processes)
-    for step in tqdm(range(done + 1, steps + 1), 'training', steps, initial=done, disable=not bar):
+    for step in tqdm(range(done + 1, steps + 1), 'training', steps, initial=done, disable=not (progress and main)):
         for group in optimizer.param_groups: group['lr'] = lr * min(1, step / max(1, warmup))
         with seeded(seed, step, rank): loss, terms, norm = train_step(accelerator, wrapped, optimizer, next(stream)[0], step, clip, T, model.event_shape)
         average.update_parameters(model)
-        now = Progress(step, loss, {name: bits_per_dim(v.detach().mean(), model.event_shape).item() for name, v in terms._asdict().items()},
-                       group['lr'], norm, time.time() - start, average.module)
-        if run and accelerator.is_main_process:
-            if step % log_every == 0 or step == steps:
-                with open(run / 'metrics.jsonl', 'a') as f: f.write(now.line())
-            if step % save_every == 0 or step == steps: save_checkpoint(run, state_tensors(model, average, optimizer), step)
+        bits = {name: bits_per_dim(v.detach().mean(), model.event_shape).item() for name, v in terms._asdict().items()}
+        now = Progress(step, loss, bits, group['lr'], norm, time.time() - start, average.module)
+        if run and main: record(run, now, lambda: state_tensors(model, average, optimizer), step % log_every == 0 or step == steps, step % save_every == 0 or step == steps)
         yield now
