@@ -91,7 +91,8 @@ def evaluate(run: str,             # run folder
              T: int | None = None, # number of steps; None for continuous time
              seed: int = 0         # of times and noise
             ) -> None:
-    "Bound on the test images in bits/dim, every image once, with standard errors; writes report.json."
+    "Bound on the test images in bits/dim, every image once, with standard errors; writes report.json and per_image.npz."
+    import numpy as np
     from mulan_vdm import evaluation
     from mulan_vdm.data import load
     from mulan_vdm.systems import load_run
@@ -102,6 +103,7 @@ def evaluate(run: str,             # run folder
     report = {**result.report(), 'data': data.name, 'release': data.release, 'split': 'test', 'T': T, 'draws': result.draws, 'seed': seed, 'steps': steps, 'system': config['system'],
               'params': sum(p.numel() for p in model.parameters()), 'seconds': read_metrics(run)['seconds'][-1], 'evaluation_seconds': round(time.time() - start, 1)}
     write_whole(Path(run) / 'report.json', json.dumps(report, indent=2) + '\n')
+    np.savez(Path(run) / 'per_image.npz', bpd=result.bpd, **result.terms)
     print(f"{data.name}, test split, {len(data.test.x)} images, {result.draws} draws each, {'continuous time' if T is None else f'{T} steps'}\n{result.table()}\nreport: {Path(run) / 'report.json'}")
 
 # %% ../nbs/14_cli.ipynb #9dd95ef6
