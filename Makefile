@@ -7,7 +7,7 @@ export PIP_NO_INPUT := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 DEMO := runs/demo
-DEMO_STEPS ?= 1500
+DEMO_STEPS ?= 1000
 
 .PHONY: help demo test nbs sync export readme clean
 
@@ -20,7 +20,7 @@ $(INSTALLED): settings.ini setup.py
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	@touch $@
 
-demo: $(INSTALLED) ## train, evaluate and sample the digits model in runs/demo (DEMO_STEPS=1500); run again to resume
+demo: $(INSTALLED) ## train, evaluate and sample the digits model in runs/demo (DEMO_STEPS=1000); run again to resume
 	$(BIN)/mulan-vdm train --preset vdm-digits --steps $(DEMO_STEPS) --out $(DEMO) $(if $(wildcard $(DEMO)),--resume)
 	$(BIN)/mulan-vdm evaluate $(DEMO)
 	$(BIN)/mulan-vdm sample $(DEMO)
