@@ -200,7 +200,8 @@ def forward(self: Diffusion,
             y: Tensor | None = None, # class labels (B,)
             T: int | None = None,    # number of steps; None for continuous time
             t: Tensor | None = None, # times in [0, 1), (B,); low-discrepancy by default
-            generator: torch.Generator | None = None # of times and noise
+            w: Tensor | None = None, # latents (B, ...), charged for themselves; drawn from q(w|x), and charged on average, by default
+            generator: torch.Generator | None = None # of times, noise and latents
            ) -> Terms:               # nats per example
     "One-sample estimate of every term of the bound, nats; VDM notes section 2.5. Raises ValueError for other shapes or pixels."
     self.check(x)
@@ -208,7 +209,7 @@ def forward(self: Diffusion,
     k, x = x, self.codec.encode(x, dtype)
     t = self.unsqueeze(low_discrepancy_times(len(x), **options) if t is None else t.to(dtype))
     eps, eps_0 = torch.randn(x.shape, **options), torch.randn(x.shape, **options)
-    w, latent = self.latent(x)
+    w, latent = self.latent(x, generator) if w is None else (w, self.latent.log_ratio(w, x))
     gamma_t, rate = self.gamma_and_rate(t, T, w)
     gamma_0, gamma_1 = self.schedule(torch.zeros_like(t), w), self.schedule(torch.ones_like(t), w)
     pred = self.net(diffuse(x, gamma_t, eps), gamma_t, w=w, y=y).to(dtype)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['estimators', 'Latent', 'NoLatent', 'EncodedLatent', 'Gaussian', 'Categorical', 'check_subset', 'tilt', 'counts',
            'Coins', 'toss', 'log_partition', 'coin_log_prob', 'subset_log_prob', 'marginals', 'subset_entropy',
-           'subset_kl', 'sample_subset', 'sum_of_gamma_noise', 'identity_projection', 'KHot']
+           'subset_kl', 'sample_subset', 'sum_of_gamma_noise', 'identity_projection', 'KHot', 'importance_bound',
+           'cross_fitted']
 
 # %% ../nbs/03_latents.ipynb #110f1933
 import math
@@ -16,22 +17,30 @@ from torch import Tensor
 from typing import NamedTuple
 from .noise import gaussian_kl
 
-# %% ../nbs/03_latents.ipynb #23f8bf4e
+# %% ../nbs/03_latents.ipynb #19df7d17
 class Latent(nn.Module):
-    "Auxiliary latent w of an image; subclasses define `forward` and `prior`."
-    def forward(self, x: Tensor # data (B, *event), coded to [-1, 1]
+    "Auxiliary latent w of an image; subclasses define `forward`, `prior` and `log_ratio`."
+    def forward(self, x: Tensor, # data (B, *event), coded to [-1, 1]
+                generator: torch.Generator | None = None # of the draw
                ) -> tuple[Tensor | None, Tensor]: # w, KL(q(w|x) || p(w)) in nats (B,)
-        raise NotImplementedError(f"{type(self).__name__} must define forward(x) -> w, kl")
+        raise NotImplementedError(f"{type(self).__name__} must define forward(x, generator=None) -> w, kl")
 
-    def prior(self, n: int # how many
+    def prior(self, n: int, # how many
+              generator: torch.Generator | None = None
              ) -> Tensor | None: # n draws of w from p(w)
-        raise NotImplementedError(f"{type(self).__name__} must define prior(n) -> w")
+        raise NotImplementedError(f"{type(self).__name__} must define prior(n, generator=None) -> w")
 
-# %% ../nbs/03_latents.ipynb #b2e394b2
+    def log_ratio(self, w: Tensor | None, # a draw for each image
+                  x: Tensor               # the images (B, *event), coded
+                 ) -> Tensor:             # log q(w|x) - log p(w), nats (B,)
+        raise NotImplementedError(f"{type(self).__name__} must define log_ratio(w, x)")
+
+# %% ../nbs/03_latents.ipynb #dba04f44
 class NoLatent(Latent):
     "No latent: w is None and its divergence is zero."
-    def forward(self, x: Tensor) -> tuple[None, Tensor]: return None, x.new_zeros(len(x))
-    def prior(self, n: int) -> None: return None
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[None, Tensor]: return None, x.new_zeros(len(x))
+    def prior(self, n: int, generator: torch.Generator | None = None) -> None: return None
+    def log_ratio(self, w: None, x: Tensor) -> Tensor: return x.new_zeros(len(x))
 
 # %% ../nbs/03_latents.ipynb #a23ec24f
 class EncodedLatent(Latent):
@@ -56,12 +65,16 @@ class Gaussian(EncodedLatent):
                  d: int):                  # numbers in w
         super().__init__(encoder, 2 * d)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]: # w (B, d), KL in nats (B,)
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]: # w (B, d), KL in nats (B,)
         mean, logvar = self.encode(x).chunk(2, -1)
-        return mean + torch.exp(logvar / 2) * torch.randn_like(mean), gaussian_kl(mean, logvar).sum(-1)
+        return mean + torch.exp(logvar / 2) * self.prior(len(x), generator), gaussian_kl(mean, logvar).sum(-1)
 
-    def prior(self, n: int) -> Tensor: # (n, d)
-        return torch.randn(n, self.width // 2, dtype=self.reference.dtype, device=self.reference.device)
+    def prior(self, n: int, generator: torch.Generator | None = None) -> Tensor: # (n, d)
+        return torch.randn(n, self.width // 2, generator=generator, dtype=self.reference.dtype, device=self.reference.device)
+
+    def log_ratio(self, w: Tensor, x: Tensor) -> Tensor: # nats (B,)
+        mean, logvar = self.encode(x).chunk(2, -1)
+        return 0.5 * (w**2 - (w - mean)**2 * torch.exp(-logvar) - logvar).sum(-1)
 
 # %% ../nbs/03_latents.ipynb #cab38c9b
 class Categorical(EncodedLatent):
@@ -70,13 +83,17 @@ class Categorical(EncodedLatent):
                  m: int):                  # number of values
         super().__init__(encoder, m)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]: # w (B, m), KL in nats (B,)
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]: # w (B, m), KL in nats (B,)
         log_q = self.encode(x).log_softmax(-1); q = log_q.exp()
-        w = F.one_hot(torch.multinomial(q.detach(), 1)[:, 0], self.width).to(q.dtype)
+        w = F.one_hot(torch.multinomial(q.detach(), 1, generator=generator)[:, 0], self.width).to(q.dtype)
         return w + (q - q.detach()), (q * (log_q + math.log(self.width))).sum(-1)
 
-    def prior(self, n: int) -> Tensor: # (n, m)
-        return F.one_hot(torch.randint(self.width, (n,), device=self.reference.device), self.width).to(self.reference.dtype)
+    def prior(self, n: int, generator: torch.Generator | None = None) -> Tensor: # (n, m)
+        i = torch.randint(self.width, (n,), generator=generator, device=self.reference.device)
+        return F.one_hot(i, self.width).to(self.reference.dtype)
+
+    def log_ratio(self, w: Tensor, x: Tensor) -> Tensor: # nats (B,)
+        return (w * self.encode(x).log_softmax(-1)).sum(-1) + math.log(self.width)
 
 # %% ../nbs/03_latents.ipynb #7a3a7d23
 def check_subset(m: int, # items
@@ -228,10 +245,28 @@ class KHot(EncodedLatent):
         theta = self.encode(x)
         return theta if self.bound is None else self.bound * torch.tanh(theta / self.bound)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]: # w (B, m), KL in nats (B,)
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]: # w (B, m), KL in nats (B,)
         theta = self.logits(x); coins = toss(theta, self.k)
         smooth = estimators[self.estimator](theta, self.k, coins)
-        return sample_subset(theta, self.k, coins) + (smooth - smooth.detach()), subset_kl(theta, self.k, coins)
+        return sample_subset(theta, self.k, coins, generator) + (smooth - smooth.detach()), subset_kl(theta, self.k, coins)
 
-    def prior(self, n: int) -> Tensor: # (n, m)
-        return sample_subset(self.reference.new_zeros(n, self.width), self.k)
+    def prior(self, n: int, generator: torch.Generator | None = None) -> Tensor: # (n, m)
+        return sample_subset(self.reference.new_zeros(n, self.width), self.k, generator=generator)
+
+    def log_ratio(self, w: Tensor, x: Tensor) -> Tensor: # nats (B,)
+        return subset_log_prob(w, self.logits(x), self.k) + math.log(math.comb(self.width, self.k))
+
+# %% ../nbs/03_latents.ipynb #899edae3
+def importance_bound(nats: Tensor # exact costs of K draws (K, ...)
+                    ) -> Tensor:  # nats (...)
+    "K-draw bound on -log p(x) from exact costs; noisy costs make it too low."
+    return math.log(len(nats)) - torch.logsumexp(-nats, 0)
+
+def cross_fitted(first: Tensor, # unbiased estimates of the costs of K draws (K, ...)
+                 second: Tensor # others, independent of the first given the draws
+                ) -> Tensor:    # nats (...)
+    "K-draw bound on -log p(x) from noisy costs: weights by one estimate, charged by the other, and the reverse."
+    def charged(choose: Tensor, cost: Tensor) -> Tensor:
+        log_a = torch.log_softmax(-choose, 0)
+        return (log_a.exp() * (cost + log_a)).sum(0) + math.log(len(cost))
+    return (charged(first, second) + charged(second, first)) / 2

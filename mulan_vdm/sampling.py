@@ -58,7 +58,7 @@ def trajectory(model: Diffusion,
     "Yields a stage before the first and after every step. Raises ValueError for steps < 1 or n < 1."
     if steps < 1 or n < 1: raise ValueError(f"steps={steps}, n={n}: both must be at least 1")
     options = dict(dtype=model.reference.dtype, device=model.reference.device)
-    w = model.latent.prior(n) if w is None else w
+    w = model.latent.prior(n, generator) if w is None else w
     level = lambda i: model.gamma(torch.full((n,), 1 - i / steps, **options), w)
     denoise = chunked(model, w, y, torch.arange(n, device=options['device']).split(batch_size or n))
     z, gamma_t = torch.randn(n, *model.event_shape, generator=generator, **options), level(0)

@@ -129,11 +129,12 @@ def finite_or_raise(step: int, terms: Terms, norm: float) -> None: # norm of the
 
 def train_step(accelerator, model: nn.Module, # prepared by the accelerator
                optimizer: torch.optim.Optimizer, x: Tensor, # batch (B, *event)
-               step: int, clip: float, T: int | None, event_shape: tuple[int, ...]
+               step: int, clip: float, T: int | None, event_shape: tuple[int, ...],
+               beta: float = 1.  # weight of the latent's divergence
               ) -> tuple[float, Terms, float]: # loss in bits/dim, terms, norm of the gradient
     "One step of AdamW on the bound in bits/dim; raises FloatingPointError when something is not finite."
     with accelerator.autocast(): terms = model(x.to(accelerator.device), T=T)
-    loss = bits_per_dim(terms.loss.mean(), event_shape)
+    loss = bits_per_dim((terms.loss + (beta - 1) * terms.latent).mean(), event_shape)
     accelerator.backward(loss)
     norm = float(accelerator.clip_grad_norm_(model.parameters(), clip)); finite_or_raise(step, terms, norm)
     optimizer.step(); optimizer.zero_grad()
@@ -178,7 +179,9 @@ def fit(model: Diffusion,           # trained in place
         clip: float = 1.,           # largest norm of the gradient
         warmup: int = 100,          # steps over which the learning rate rises
         T: int | None = None,       # time steps of the loss; None for continuous time
-        seed: int = 0,              # of images, times and noise
+        beta: float = 1.,           # weight of the latent's divergence in the loss; the bound never has one
+        beta_warmup: int = 0,       # steps over which that weight rises from zero
+        seed: int = 0,              # of images, times, noise and latents
         out: Path | str | None = None, # run folder; None keeps nothing
         config: dict | None = None, # stored in the run folder
         resume: bool = False,       # continue the run in `out`?
@@ -189,7 +192,7 @@ def fit(model: Diffusion,           # trained in place
        ) -> Iterator[Progress]:     # after each step
     "AdamW on the bound in bits/dim. Raises ValueError for bad settings or data, FileExistsError for a used folder, FloatingPointError when a term is not finite."
     from accelerate import Accelerator
-    check_settings(steps=steps, batch_size=batch_size, lr=lr, clip=clip, log_every=log_every, save_every=save_every)
+    check_settings(steps=steps, batch_size=batch_size, lr=lr, clip=clip, log_every=log_every, save_every=save_every, beta=beta)
     model.check(data.train.x[:1]); average = moving_average(model, ema)
     accelerator, run = Accelerator(mixed_precision=precision), None if out is None else open_run(out, config or {}, resume)
     model.to(accelerator.device).train(); average.to(accelerator.device)
@@ -200,7 +203,7 @@ def fit(model: Diffusion,           # trained in place
     stream = batches(data.train.x, data.train.y, batch_size, seed, step=done, rank=rank, world=accelerator.num_processes)
     for step in tqdm(range(done + 1, steps + 1), 'training', steps, initial=done, disable=not (progress and main)):
         for group in optimizer.param_groups: group['lr'] = lr * min(1, step / max(1, warmup))
-        with seeded(seed, step, rank): loss, terms, norm = train_step(accelerator, wrapped, optimizer, next(stream)[0], step, clip, T, model.event_shape)
+        with seeded(seed, step, rank): loss, terms, norm = train_step(accelerator, wrapped, optimizer, next(stream)[0], step, clip, T, model.event_shape, beta * min(1, step / max(1, beta_warmup)))
         average.update_parameters(model)
         bits = {name: bits_per_dim(v.detach().mean(), model.event_shape).item() for name, v in terms._asdict().items()}
         now = Progress(step, loss, bits, group['lr'], norm, time.time() - start, average.module)
