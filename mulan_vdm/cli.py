@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['model_excluded', 'fit_excluded', 'commands', 'add_flags', 'train_parser', 'configure', 'draw', 'train', 'device',
-           'evaluate', 'sample', 'info', 'installation', 'compare', 'parse', 'main']
+           'bound', 'exact', 'evaluate', 'sample', 'info', 'installation', 'compare', 'parse', 'main']
 
 # %% ../nbs/14_cli.ipynb #d25f91d5
 import argparse
@@ -98,27 +98,54 @@ def device():
     import torch
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
 
-# %% ../nbs/14_cli.ipynb #7d3c3112
-def evaluate(run: str,             # run folder
-             draws: int | None = None, # times and noises per image; about 32,768 in all by default
-             batch_size: int = 128, # images per batch
-             T: int | None = None, # number of steps; None for continuous time
-             seed: int = 0         # of times and noise
-            ) -> None:
-    "Bound on the test images in bits/dim, every image once, with standard errors; writes report.json and per_image.npz."
-    import numpy as np
+# %% ../nbs/14_cli.ipynb #7e57159e
+def bound(model, data, report: dict, draws: int | None, samples: int, batch_size: int, T: int | None, seed: int) -> tuple: # Evaluation, text; fills the report
+    "The variational bound: every image once, its own times and noise; with several latents per image the K-draw bound too."
     from mulan_vdm import evaluation
+    result = evaluation.evaluate(model, data.test.x, draws, data.test.y, batch_size, seed, T, progress=True)
+    report.update(result.report(), T=T, draws=result.draws); extra = ''
+    if samples > 1:
+        several = evaluation.importance_evaluate(model, data.test.x, samples, strata=data.test.y, batch_size=batch_size, seed=seed, T=T, progress=True); report['importance'] = several.report()
+        extra = '\n{}: {:.4f} ± {:.4f}, gain over one {:+.4f} ± {:.4f}'.format(f'{samples} latents each', *report['importance']['importance'], *report['importance']['gain'])
+    return result, f"{result.draws} draws each, {'continuous time' if T is None else f'{T} steps'}\n{result.table()}{extra}"
+
+def exact(model, data, report: dict, draws: int | None, n: int | None, batch_size: int, seed: int, **options) -> tuple: # Evaluation, text; fills the report
+    "Likelihood by the probability flow, on the first n images or all."
+    import math, torch
+    from mulan_vdm.evaluation import Evaluation
+    from mulan_vdm.likelihood import ode_evaluate
+    x, strata = data.test.x[:n], data.test.y if n is None else None
+    flow = ode_evaluate(model, x, None, draws or 1, strata=strata, batch_size=batch_size, generator=torch.Generator().manual_seed(seed), progress=True, **options)
+    result = Evaluation(*flow[:5]); report.update(result.report(), draws=flow.draws, nfe=flow.nfe.mean().item(), nfe_max=int(flow.nfe.max()), **options)
+    if not math.isfinite(report['bpd_se_noise']): report['bpd_se_noise'] = None                # one draw per image does not show its noise
+    return result, f"{flow.draws} draws each, tolerance {options['tolerance']:g}, {report['nfe']:.0f} function evaluations per image (at most {report['nfe_max']})\n{result.table()}"
+
+def evaluate(run: str,             # run folder
+             method: str = 'vlb',  # vlb, the variational bound; ode, the probability flow
+             draws: int | None = None, # per image: times and noises of vlb, about 32,768 in all by default; paths of ode, one by default
+             samples: int = 1,     # vlb: latents per image for the K-draw bound
+             n: int | None = None, # ode: the first n test images; all by default
+             batch_size: int = 128, # images per batch
+             T: int | None = None, # vlb: number of steps; None for continuous time
+             tolerance: float = 1e-4, # ode: error per step
+             trace: str = 'rademacher', # ode: rademacher or gaussian probe, or exact
+             dequantization: str = 'truncated_normal', # ode: truncated_normal or uniform
+             seed: int = 0         # of everything drawn
+            ) -> None:
+    "Likelihood of the test images in bits/dim, every image once, with standard errors; writes report.json and per_image.npz (vlb), or report_ode.json and per_image_ode.npz."
+    import numpy as np
     from mulan_vdm.data import load
-    from mulan_vdm.systems import load_run
+    from mulan_vdm.systems import choose, load_run
     from mulan_vdm.training import write_whole
     from mulan_vdm.plots import read_metrics
-    model, config, steps = load_run(run); data = load(**config['data']); start = time.time()
-    result = evaluation.evaluate(model.to(device()), data.test.x, draws, data.test.y, batch_size, seed, T, progress=True)
-    report = {**result.report(), 'data': data.name, 'release': data.release, 'split': 'test', 'T': T, 'draws': result.draws, 'seed': seed, 'steps': steps, 'system': config['system'],
-              'params': sum(p.numel() for p in model.parameters()), 'seconds': read_metrics(run)['seconds'][-1], 'evaluation_seconds': round(time.time() - start, 1)}
-    write_whole(Path(run) / 'report.json', json.dumps(report, indent=2) + '\n')
-    np.savez(Path(run) / 'per_image.npz', bpd=result.bpd, **result.terms)
-    print(f"{data.name}, test split, {len(data.test.x)} images, {result.draws} draws each, {'continuous time' if T is None else f'{T} steps'}\n{result.table()}\nreport: {Path(run) / 'report.json'}")
+    choose('method', method, dict(vlb=bound, ode=exact)); model, config, steps = load_run(run); data = load(**config['data']); start = time.time()
+    report = {'data': data.name, 'release': data.release, 'split': 'test', 'method': method, 'seed': seed, 'steps': steps, 'system': config['system'], 'params': sum(p.numel() for p in model.parameters()), 'seconds': read_metrics(run)['seconds'][-1]}
+    model = model.to(device())
+    if method == 'vlb': result, text = bound(model, data, report, draws, samples, batch_size, T, seed)
+    else: result, text = exact(model, data, report, draws, n, batch_size, seed, tolerance=tolerance, trace=trace, dequantization=dequantization)
+    report['evaluation_seconds'] = round(time.time() - start, 1); tail = '' if method == 'vlb' else '_ode'
+    write_whole(Path(run) / f'report{tail}.json', json.dumps(report, indent=2) + '\n'); np.savez(Path(run) / f'per_image{tail}.npz', bpd=result.bpd, **result.terms)
+    print(f"{data.name}, test split, {len(result.bpd)} images, {text}\nreport: {Path(run) / f'report{tail}.json'}")
 
 # %% ../nbs/14_cli.ipynb #9dd95ef6
 def sample(run: str,              # run folder
