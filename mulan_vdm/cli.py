@@ -102,11 +102,11 @@ def device():
 def bound(model, data, report: dict, draws: int | None, samples: int, batch_size: int, T: int | None, seed: int) -> tuple: # Evaluation, text; fills the report
     "The variational bound: every image once, its own times and noise; with several latents per image the K-draw bound too."
     from mulan_vdm import evaluation
-    result = evaluation.evaluate(model, data.test.x, draws, data.test.y, batch_size, seed, T, progress=True)
-    report.update(result.report(), T=T, draws=result.draws); extra = ''
+    extra = ''
     if samples > 1:
         several = evaluation.importance_evaluate(model, data.test.x, samples, strata=data.test.y, batch_size=batch_size, seed=seed, T=T, progress=True); report['importance'] = several.report()
         extra = '\n{}: {:.4f} ± {:.4f}, gain over one {:+.4f} ± {:.4f}'.format(f'{samples} latents each', *report['importance']['importance'], *report['importance']['gain'])
+    result = evaluation.evaluate(model, data.test.x, draws, data.test.y, batch_size, seed, T, progress=True); report.update(result.report(), T=T, draws=result.draws)
     return result, f"{result.draws} draws each, {'continuous time' if T is None else f'{T} steps'}\n{result.table()}{extra}"
 
 def exact(model, data, report: dict, draws: int | None, n: int | None, batch_size: int, seed: int, **options) -> tuple: # Evaluation, text; fills the report

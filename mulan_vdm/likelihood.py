@@ -18,6 +18,7 @@ from typing import Callable, NamedTuple
 from .noise import alpha, sigma
 from .schedules import gamma_and_slope
 from .diffusion import Diffusion, bits_per_dim
+from .latents import cross_fitted
 
 # %% ../nbs/07_likelihood.ipynb #22e051f6
 def flow(model: Diffusion,
@@ -148,25 +149,24 @@ def begin(model: Diffusion, x: Tensor, # one image (1, *event)
     total = lambda nats: nats.flatten(1).sum(1)
     return Start(alpha(gamma_0) * coded, w, v, total(F.logsigmoid(-gamma_0) / 2 + math.log(width)), total(log_q), latent.double())
 
-# %% ../nbs/07_likelihood.ipynb #ff89adbb
-def combine(nats: Tensor,             # -l of each draw (N, K)
-            importance: bool,         # weight the draws, or take their mean?
-            variance: Tensor | None = None # of each, from its probes (N, K): its bias is charged
-           ) -> tuple[Tensor, dict[str, Tensor], Tensor]: # bound (N,), what was gained and charged, standard error (N,)
-    "Mean or importance-weighted bound over the draws of an image, nats; eq. (importance) and (jensen) of this notebook."
-    K, mean = nats.shape[1], nats.mean(1)
+# %% ../nbs/07_likelihood.ipynb #bb4ef697
+def combine(first: Tensor,    # -l of each draw by the first half of its probes, nats (N, K)
+            second: Tensor,   # by the second half; the same if the trace is exact
+            importance: bool  # weight the draws, or take their mean?
+           ) -> tuple[Tensor, dict[str, Tensor], Tensor]: # bound (N,), what weighting changed, standard error (N,)
+    "Mean or importance-weighted bound over the draws of an image, nats; eq. (importance) of this notebook."
+    nats = (first + second) / 2; K, mean = nats.shape[1], nats.mean(1)
     spread = nats if not importance else torch.softmax(-nats, 1) * K      # error of a log: relative error of the sum
     error = spread.std(1) / math.sqrt(K) if K > 1 else torch.full_like(mean, math.nan)
     if not importance: return mean, {}, error
-    extra = dict(importance=math.log(K) - torch.logsumexp(-nats, 1) - mean)
-    if variance is not None: extra['jensen'] = variance.amax(1) / 2 if K > 1 else torch.zeros_like(mean)
-    return mean + sum(extra.values()), extra, error
+    bound = cross_fitted(first.T, second.T)
+    return bound, dict(importance=bound - mean), error
 
 # %% ../nbs/07_likelihood.ipynb #e971ca85
 class OdeEvaluation(NamedTuple):
     "Bound on the flow's discrete likelihood for every image, bits/dim (N,), or the likelihood of real data. The first five fields are those of `Evaluation`."
     bpd: Tensor              # the sum of the terms
-    terms: dict[str, Tensor] # density per bin, dequantization, latent; importance and jensen if asked for
+    terms: dict[str, Tensor] # density per bin, dequantization, latent; importance if asked for
     noise: Tensor            # standard error of each image's bpd from its own draws; not a number for one draw
     draws: int               # of latent, dequantization noise and probes, per image
     strata: Tensor | None    # class of each image, if the set holds a fixed number of each
@@ -179,22 +179,23 @@ class OdeEvaluation(NamedTuple):
         return self.bpd * (self.dims * math.log(2))
 
 def in_bits(parts: Tensor, # (5, N, K) of `follow`
-            event_shape: tuple[int, ...], importance: bool, jensen: bool, strata: Tensor | None) -> OdeEvaluation:
+            event_shape: tuple[int, ...], importance: bool, strata: Tensor | None) -> OdeEvaluation:
     "Draws combined, nats to bits/dim."
-    bound, extra, noise = combine(parts[:3].sum(0), importance, parts[3] if jensen else None)
-    nats = dict(zip(('density', 'dequantization', 'latent'), parts.mean(2))) | extra | dict(noise=noise, bpd=bound)
+    first, second, dequantization, latent, nfe = parts; rest = dequantization + latent
+    bound, extra, noise = combine(first + rest, second + rest, importance)
+    nats = dict(density=(first + second).mean(1) / 2, dequantization=dequantization.mean(1), latent=latent.mean(1)) | extra | dict(noise=noise, bpd=bound)
     terms = {name: bits_per_dim(v, event_shape) for name, v in nats.items()}
-    return OdeEvaluation(terms.pop('bpd'), terms, terms.pop('noise'), parts.shape[2], strata, parts[4].mean(1), math.prod(event_shape))
+    return OdeEvaluation(terms.pop('bpd'), terms, terms.pop('noise'), parts.shape[2], strata, nfe.mean(1), math.prod(event_shape))
 
-# %% ../nbs/07_likelihood.ipynb #49396b52
-def check_options(n: int, dims: int, draws: int, trace: str, probes: int, dequantization: str, importance: bool, jensen: bool, exact_limit: int) -> None:
+# %% ../nbs/07_likelihood.ipynb #3bca13ff
+def check_options(n: int, dims: int, draws: int, trace: str, probes: int, dequantization: str, importance: bool, exact_limit: int) -> None:
     "Raises ValueError for options of `ode_evaluate` that cannot be, or would not give a bound."
     if min(n, draws, probes) < 1: raise ValueError(f"draws={draws}, probes={probes} on {n} images: pass at least 1 of each")
     for name, value, known in (('trace', trace, trace_names), ('dequantization', dequantization, dequantizations)):
         if value not in known: raise ValueError(f"{name}={value!r}: choose one of {', '.join(known)}")
     if trace == 'exact' and dims > exact_limit: raise ValueError(f"trace='exact' takes {dims} products per evaluation, more than exact_limit={exact_limit}: use trace='rademacher' or raise exact_limit")
-    if importance and draws > 1 and trace != 'exact' and not (jensen and probes > 1):
-        raise ValueError(f"importance=True with trace={trace!r} prefers lucky probes and is no bound: use trace='exact', or probes=2 or more with jensen=True, which charges the bias")
+    if importance and draws > 1 and trace != 'exact' and probes < 2:
+        raise ValueError(f"importance=True with one probe and trace={trace!r} prefers lucky probes and is no bound: use trace='exact', or probes=2 or more")
 
 # %% ../nbs/07_likelihood.ipynb #8c45db29
 def follow(model: Diffusion, x: Tensor, y: Tensor | None, # images (B, *event) and labels (B,)
@@ -202,7 +203,7 @@ def follow(model: Diffusion, x: Tensor, y: Tensor | None, # images (B, *event) a
            draws: int, trace: str, probes: int, # as in `begin`
            dequantization: str, ratio: bool, # as in `begin`
            **solver                      # tolerance, max_steps
-          ) -> Tensor:                   # (5, B, K): density, dequantization, latent, variance of the first by its probes, evaluations
+          ) -> Tensor:                   # (5, B, K): density by each half of the probes, dequantization, latent, evaluations
     "Parts of the bound in nats for every draw of every image, density and dequantization per bin. Raises FloatingPointError if the solver fails."
     device = model.reference.device; x = x.to(device)
     starts = [begin(model, x[i:i + 1], draws, dequantization, trace, probes, ratio, torch.Generator(device).manual_seed(seed)) for i, seed in enumerate(seeds)]
@@ -210,8 +211,8 @@ def follow(model: Diffusion, x: Tensor, y: Tensor | None, # images (B, *event) a
     labels, v = None if y is None else y.to(device).repeat_interleave(draws), None if s.probes is None else s.probes.transpose(0, 1)
     path = log_density(model, s.z_0, s.w, labels, v, **solver)
     density = -path.log_prob - s.stretch[:, None]
-    variance = density.var(1) / probes if density.shape[1] > 1 else torch.zeros_like(s.latent)
-    return torch.stack([density.mean(1), s.dequantization, s.latent, variance, path.nfe]).reshape(5, len(x), draws).cpu()
+    halves = [h.mean(1) for h in density.chunk(2, 1)]                                    # one probe, or none: the same twice
+    return torch.stack([halves[0], halves[-1], s.dequantization, s.latent, path.nfe]).reshape(5, len(x), draws).cpu()
 
 # %% ../nbs/07_likelihood.ipynb #8497add3
 @torch.no_grad()
@@ -220,10 +221,9 @@ def ode_evaluate(model: Diffusion,      # usually the averaged one
                  y: Tensor | None = None, # class labels (N,)
                  draws: int = 1,        # K: latents, dequantization noises and paths per image
                  trace: str = 'rademacher', # 'rademacher' or 'gaussian' probes, or 'exact'
-                 probes: int = 1,       # per path
+                 probes: int = 1,       # per path; an even number with importance
                  dequantization: str = 'truncated_normal', # or 'uniform'
                  importance: bool = False, # weight the draws instead of averaging them?
-                 jensen: bool = False,  # allow that with noisy traces, and charge the bias?
                  exact_limit: int = 128, # most dimensions for which 'exact' is accepted
                  strata: Tensor | None = None, # class of each image (N,), if the set holds a fixed number of each
                  batch_size: int = 16,  # images per batch, each with all its draws
@@ -232,11 +232,11 @@ def ode_evaluate(model: Diffusion,      # usually the averaged one
                  **solver               # of `solve`: tolerance, max_steps
                 ) -> OdeEvaluation:     # bits/dim
     "Likelihood by the probability flow for every image of x. Raises ValueError for options that make no sense, FloatingPointError if the solver fails."
-    check_options(len(x), math.prod(model.event_shape), draws, trace, probes, dequantization, importance, jensen, exact_limit); model.check(x)
+    check_options(len(x), math.prod(model.event_shape), draws, trace, probes, dequantization, importance, exact_limit); model.check(x)
     seeds = torch.randint(2**62, (len(x),), generator=generator, device=generator.device if generator else 'cpu')
     training = model.training; model.eval()
     try:
         parts = torch.cat([follow(model, x[i], None if y is None else y[i], seeds[i].tolist(), draws, trace, probes, dequantization, importance, **solver)
                            for i in tqdm(torch.arange(len(x)).split(batch_size), 'following the flow', disable=not progress)], 1)
     finally: model.train(training)
-    return in_bits(parts, model.event_shape, importance, jensen, strata)
+    return in_bits(parts, model.event_shape, importance, strata)

@@ -190,11 +190,12 @@ class PerDimension(nn.Module):
     def __init__(self, latent: int,            # numbers in w
                  numbers: int,                 # coefficients per dimension
                  event_shape: tuple[int, ...], # shape of one example
-                 hidden: int = 64):            # width
+                 hidden: int = 64,             # width
+                 scale: float = 0.1):          # of the answer
         super().__init__()
-        self.latent, self.shape = latent, (numbers, *event_shape)
+        self.latent, self.shape, self.scale = latent, (numbers, *event_shape), scale
         self.layers = nn.Sequential(nn.Linear(latent, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), zero(nn.Linear(hidden, math.prod(self.shape))))
 
     def forward(self, w: Tensor | None) -> Tensor:
         w = check_latent(w, self.latent)
-        with torch.autocast(w.device.type, enabled=False): return self.layers(w).reshape(-1, *self.shape)   # gamma is never rounded
+        with torch.autocast(w.device.type, enabled=False): return self.scale * self.layers(w).reshape(-1, *self.shape)   # gamma is never rounded

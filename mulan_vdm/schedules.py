@@ -5,15 +5,12 @@
 # %% auto #0
 __all__ = ['Schedule', 'gamma_and_slope', 'Between', 'Linear', 'LearnedLinear', 'Monotone', 'Polynomial', 'MonotonePerDim']
 
-# %% ../nbs/01_schedules.ipynb #dc14074e
+# %% ../nbs/01_schedules.ipynb #0a7b18f5
 import math
-import warnings
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
-
-warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)  # raised inside torch by its own forward mode
 
 # %% ../nbs/01_schedules.ipynb #2713d2c2
 class Schedule(nn.Module):
@@ -49,8 +46,14 @@ def gamma_and_slope(schedule: Schedule, # any schedule
                     t: Tensor,          # times in [0, 1], any shape
                     w: Tensor | None = None # latent of the image
                    ) -> tuple[Tensor, Tensor]: # gamma(t), d gamma / dt
-    "gamma and its slope in t by one forward-mode pass; both differentiable in the parameters."
-    return torch.func.jvp(lambda t: schedule(t, w), (t,), (torch.ones_like(t),))
+    "gamma and its slope in t by two backward passes, the second through the first; both differentiable in the parameters."
+    learning = torch.is_grad_enabled()
+    with torch.enable_grad():
+        t = t.detach().requires_grad_(); gamma = schedule(t, w)
+        u = torch.zeros_like(gamma, requires_grad=True)                      # pulled back to t: linear in u
+        pulled, = torch.autograd.grad(gamma, t, u, create_graph=True)
+        slope, = torch.autograd.grad(pulled, u, torch.ones_like(pulled), create_graph=learning, materialize_grads=True)
+    return (gamma, slope) if learning else (gamma.detach(), slope.detach())
 
 # %% ../nbs/01_schedules.ipynb #3771aa08
 class Between(Schedule):
@@ -108,47 +111,47 @@ class Monotone(Between):
         lo, hi = self.raw(torch.tensor([0., 1.], dtype=self.l1.dtype, device=self.l1.device))
         return (self.raw(t) - lo) / (hi - lo)
 
-# %% ../nbs/01_schedules.ipynb #64dee0b1
+# %% ../nbs/01_schedules.ipynb #adcef18f
 class Polynomial(Between):
-    "Per-dimension integral of a squared parabola between its ends; MuLAN poster. The network's answer is added to the start."
+    "Per-dimension integral of a squared parabola between its ends; MuLAN poster. What the network reads from w is added to the coefficients."
     def __init__(self, event_shape: tuple[int, ...], # shape of one example
                  gamma_min: float = -13.3,     # gamma(0) of every dimension, or where it starts
                  gamma_max: float = 5.,        # gamma(1) of every dimension, or where it starts
                  learn_ends: bool = False,     # are the ends parameters, two per dimension?
-                 network: nn.Module | None = None, # w -> (B, 3, *event); None for parameters of the schedule's own
+                 network: nn.Module | None = None, # w -> (B, 3, *event); None for a schedule that ignores w
                  delta: float = 1e-3):         # smallest slope before normalization
         super().__init__(gamma_min, gamma_max, learn_ends, event_shape)
         self.event_shape, self.network, self.delta = tuple(event_shape), network, delta
-        self.coefficients = None if network else nn.Parameter(torch.zeros(3, *event_shape))
+        self.coefficients = nn.Parameter(torch.zeros(3, *event_shape))
 
     def integral(self, t: Tensor, w: Tensor | None = None) -> tuple[Tensor, Tensor]: # P(t), P(1)
-        a, b, c = self.coefficients if self.network is None else self.network(w).unbind(1)
+        a, b, c = self.coefficients if self.network is None else (self.coefficients + self.network(w)).unbind(1)
         c = 1 + c; powers = (self.delta + c**2, b * c, (b**2 + 2 * a * c) / 3, a * b / 2, a**2 / 5)
         return sum(p * t**(n + 1) for n, p in enumerate(powers)), sum(powers)
 
     def shape(self, t: Tensor, w: Tensor | None = None) -> Tensor:
         value, end = self.integral(t, w); return value / end
 
-# %% ../nbs/01_schedules.ipynb #4a375408
+# %% ../nbs/01_schedules.ipynb #dc71b61b
 class MonotonePerDim(Between):
-    "Per-dimension sum of a line and logistic steps between its ends. The network's answer is added to the start."
+    "Per-dimension sum of a line and logistic steps between its ends. What the network reads from w is added to the heights."
     def __init__(self, event_shape: tuple[int, ...], # shape of one example
                  gamma_min: float = -13.3,     # gamma(0) of every dimension, or where it starts
                  gamma_max: float = 5.,        # gamma(1) of every dimension, or where it starts
                  learn_ends: bool = False,     # are the ends parameters, two per dimension?
-                 network: nn.Module | None = None, # w -> (B, 1 + steps, *event); None for parameters of the schedule's own
+                 network: nn.Module | None = None, # w -> (B, 1 + steps, *event); None for a schedule that ignores w
                  steps: int = 8):              # J, logistic steps
         super().__init__(gamma_min, gamma_max, learn_ends, event_shape)
         self.event_shape, self.network = tuple(event_shape), network
         self.place, self.log_width = nn.Parameter((torch.arange(steps) + 0.5) / steps), nn.Parameter(torch.full((steps,), math.log(0.5 / steps)))
         self.register_buffer('start', torch.tensor([1.] + [0.1 / steps] * steps).expm1().log(), persistent=False)
-        self.heights = None if network else nn.Parameter(torch.zeros(1 + steps, *event_shape))
+        self.heights = nn.Parameter(torch.zeros(1 + steps, *event_shape))
 
     def features(self, t: Tensor) -> Tensor: # (..., 1 + steps)
         t = t[..., None]; return torch.cat([t, torch.sigmoid((t - self.place) * torch.exp(-self.log_width))], -1)
 
     def shape(self, t: Tensor, w: Tensor | None = None) -> Tensor:
-        h = self.heights if self.network is None else self.network(w).movedim(1, 0)
+        h = self.heights if self.network is None else (self.heights + self.network(w)).movedim(1, 0)
         h = F.softplus(h.movedim(0, -1) + self.start)                                                  # (..., *event, 1 + steps)
         low, high = self.features(torch.tensor([0., 1.], dtype=self.place.dtype, device=self.place.device))
         return ((self.features(t) - low) * h).sum(-1) / ((high - low) * h).sum(-1)

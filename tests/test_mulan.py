@@ -34,7 +34,7 @@ def test_with_the_best_denoiser_an_adaptive_schedule_costs_its_divergence_and_no
     oracle = fit_mixture(digits.train.x, 17, components=4, rounds=8)
     encoder = Encoder((1, 8, 8), 12, 8, scale=3.)
     latent = KHot(encoder, 12, 4) if kind == 'khot' else Gaussian(encoder, 6)
-    schedule = family((1, 8, 8), -10., 9., network=rough(PerDimension(12 if kind == 'khot' else 6, numbers, (1, 8, 8), 16), 0.6))
+    schedule = family((1, 8, 8), -10., 9., network=rough(PerDimension(12 if kind == 'khot' else 6, numbers, (1, 8, 8), 16, scale=1.), 0.6))
     model = Diffusion(oracle, schedule, Codec(17), (1, 8, 8), latent, x_prediction).double().eval()
     torch.manual_seed(0)
     x = oracle.sample(300)
