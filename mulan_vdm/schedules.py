@@ -47,13 +47,9 @@ def gamma_and_slope(schedule: Schedule, # any schedule
                     w: Tensor | None = None # latent of the image
                    ) -> tuple[Tensor, Tensor]: # gamma(t), d gamma / dt
     "gamma and its slope in t by two backward passes, the second through the first; both differentiable in the parameters."
-    learning = torch.is_grad_enabled()
-    with torch.enable_grad():
-        t = t.detach().requires_grad_(); gamma = schedule(t, w)
-        u = torch.zeros_like(gamma, requires_grad=True)                      # pulled back to t: linear in u
-        pulled, = torch.autograd.grad(gamma, t, u, create_graph=True)
-        slope, = torch.autograd.grad(pulled, u, torch.ones_like(pulled), create_graph=learning, materialize_grads=True)
-    return (gamma, slope) if learning else (gamma.detach(), slope.detach())
+    gamma, pull = torch.func.vjp(lambda t: schedule(t, w), t)
+    _, push = torch.func.vjp(lambda u: pull(u)[0], torch.zeros_like(gamma))             # pull is linear in u
+    return gamma, push(torch.ones_like(t))[0]
 
 # %% ../nbs/01_schedules.ipynb #3771aa08
 class Between(Schedule):

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 from mulan_vdm.diffusion import Codec, Diffusion, RealCodec
 from mulan_vdm.evaluation import Evaluation
 from mulan_vdm.latents import Gaussian, KHot
-from mulan_vdm.likelihood import begin, combine, dequantizations, divergence, flow, follow, log_density, ode_evaluate, solve
+from mulan_vdm.likelihood import begin, combine, dequantizations, divergence, flow, follow, in_bits, log_density, ode_evaluate, solve
 from mulan_vdm.nets import UNet
 from mulan_vdm.noise import alpha, sigma
 from mulan_vdm.objective import x_prediction
@@ -175,7 +175,7 @@ def test_report_and_table_of_an_evaluation():
     (dict(draws=0), 'draws=0'), (dict(probes=0), 'probes=0'), (dict(trace='sobol'), "trace='sobol': choose one of rademacher"),
     (dict(dequantization='normal'), "dequantization='normal': choose one of uniform"), (dict(trace='exact', exact_limit=3), 'exact_limit=3'),
     (dict(tolerance=0.), 'tolerance=0.0'), (dict(tolerance=-1e-5), 'tolerance=-1e-05'), (dict(tolerance=math.nan), 'tolerance=nan'), (dict(max_steps=0), 'max_steps=0'),
-    (dict(draws=4, importance=True), 'lucky probes.*probes=2 or more'),
+    (dict(draws=4, importance=True), 'lucky probes'),
 ])
 def test_bad_options(options, message):
     model = pixels(); model.train()
