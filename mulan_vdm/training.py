@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'seeded', 'moving_average', 'checkpoint_path', 'save_checkpoint', 'load_checkpoint', 'state_tensors',
            'restore', 'check_run', 'open_run', 'write_whole', 'trim_log', 'finite_or_raise', 'train_step', 'Progress',
-           'check_settings', 'record', 'fit']
+           'check_settings', 'check_labels', 'record', 'fit']
 
 # %% ../nbs/10_training.ipynb #70d32409
 import contextlib
@@ -130,10 +130,11 @@ def finite_or_raise(step: int, terms: Terms, norm: float) -> None: # norm of the
 def train_step(accelerator, model: nn.Module, # prepared by the accelerator
                optimizer: torch.optim.Optimizer, x: Tensor, # batch (B, *event)
                step: int, clip: float, T: int | None, event_shape: tuple[int, ...],
-               beta: float = 1.  # weight of the latent's divergence
+               beta: float = 1., # weight of the latent's divergence
+               y: Tensor | None = None # labels (B,), for a network that knows classes
               ) -> tuple[float, Terms, float]: # loss in bits/dim, terms, norm of the gradient
     "One step of AdamW on the bound in bits/dim; raises FloatingPointError when something is not finite."
-    with accelerator.autocast(): terms = model(x.to(accelerator.device), T=T)
+    with accelerator.autocast(): terms = model(x.to(accelerator.device), T=T, **({} if y is None else dict(y=y.to(accelerator.device))))
     loss = bits_per_dim((terms.loss + (beta - 1) * terms.latent).mean(), event_shape)
     accelerator.backward(loss)
     norm = float(accelerator.clip_grad_norm_(model.parameters(), clip)); finite_or_raise(step, terms, norm)
@@ -160,6 +161,14 @@ def check_settings(**settings: float) -> None:
     "Raises ValueError naming the setting unless it is positive."
     for name, value in settings.items():
         if not value > 0: raise ValueError(f"{name}={value} must be positive")
+
+def check_labels(model: Diffusion, y: Tensor | None # labels of the training set
+                ) -> bool:                         # does the network read them?
+    "Raises ValueError for a network with classes unless every image has one of them."
+    classes = getattr(model.net, 'classes', 0)
+    if classes and (y is None or int(y.min()) < 0 or int(y.max()) >= classes):
+        raise ValueError(f"classes={classes} but the data has " + ('no labels: set classes=0' if y is None else f'labels {int(y.min())}..{int(y.max())}: set classes={int(y.max()) + 1}'))
+    return classes > 0
 
 def record(run: Path, now: Progress, tensors: Callable[[], dict[str, Tensor]], # what a checkpoint holds
            log: bool, save: bool) -> None: # is a line due, a checkpoint?
@@ -193,7 +202,7 @@ def fit(model: Diffusion,           # trained in place
     "AdamW on the bound in bits/dim. Raises ValueError for bad settings or data, FileExistsError for a used folder, FloatingPointError when a term is not finite."
     from accelerate import Accelerator
     check_settings(steps=steps, batch_size=batch_size, lr=lr, clip=clip, log_every=log_every, save_every=save_every, beta=beta)
-    model.check(data.train.x[:1]); average = moving_average(model, ema)
+    model.check(data.train.x[:1]); labelled = check_labels(model, data.train.y); average = moving_average(model, ema)
     accelerator, run = Accelerator(mixed_precision=precision), None if out is None else open_run(out, config or {}, resume)
     model.to(accelerator.device).train(); average.to(accelerator.device)
     optimizer, done, start = torch.optim.AdamW(model.parameters(), lr, (0.9, 0.99), weight_decay=weight_decay), 0, time.time()
@@ -203,7 +212,8 @@ def fit(model: Diffusion,           # trained in place
     stream = batches(data.train.x, data.train.y, batch_size, seed, step=done, rank=rank, world=accelerator.num_processes)
     for step in tqdm(range(done + 1, steps + 1), 'training', steps, initial=done, disable=not (progress and main)):
         for group in optimizer.param_groups: group['lr'] = lr * min(1, step / max(1, warmup))
-        with seeded(seed, step, rank): loss, terms, norm = train_step(accelerator, wrapped, optimizer, next(stream)[0], step, clip, T, model.event_shape, beta * min(1, step / max(1, beta_warmup)))
+        x, y = next(stream)
+        with seeded(seed, step, rank): loss, terms, norm = train_step(accelerator, wrapped, optimizer, x, step, clip, T, model.event_shape, beta * min(1, step / max(1, beta_warmup)), y if labelled else None)
         average.update_parameters(model)
         bits = {name: bits_per_dim(v.detach().mean(), model.event_shape).item() for name, v in terms._asdict().items()}
         now = Progress(step, loss, bits, group['lr'], norm, time.time() - start, average.module)
