@@ -183,10 +183,13 @@ class ADM(nn.Module):
         self.out = nn.Sequential(norm(n), nn.SiLU(), zero(nn.Conv2d(n, in_channels, 3, padding=1)))
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, z_t: Tensor, gamma: Tensor, w: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+    def fits(self, height: int, width: int) -> None: # of an image
+        "Raises ValueError unless both sides can be halved often enough."
         small = 2**(self.levels - 1)
-        if z_t.shape[-1] % small or z_t.shape[-2] % small: raise ValueError(f"images of {z_t.shape[-2]}x{z_t.shape[-1]} cannot be halved {self.levels - 1} times: give fewer multipliers, or sides divisible by {small}")
-        c = self.condition(gamma, w, y).expand(len(z_t), -1)
+        if height % small or width % small: raise ValueError(f"images of {height}x{width} cannot be halved {self.levels - 1} times: give fewer multipliers, or sides divisible by {small}")
+
+    def forward(self, z_t: Tensor, gamma: Tensor, w: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+        self.fits(*z_t.shape[-2:]); c = self.condition(gamma, w, y).expand(len(z_t), -1)
         through = lambda part, h: reduce(lambda h, m: m(h, c) if isinstance(m, ResBlock) else m(h), part, h)
         h = self.conv_in(fourier_features(z_t, self.fourier).contiguous(memory_format=torch.channels_last)); skips = [h]
         for part in self.down: h = through(part, h); skips.append(h)
