@@ -130,22 +130,24 @@ def bits_per_dim(nats: Tensor,               # nats per example
     "Nats per example to bits per dimension: divided by the number of dimensions and by log 2."
     return nats / (math.prod(event_shape) * math.log(2))
 
-# %% ../nbs/04_diffusion.ipynb #2e4960f6
+# %% ../nbs/04_diffusion.ipynb #922a8468
 class Diffusion(nn.Module):
-    "A variational diffusion model: network, schedule, codec, latent, prediction, weighting. Raises ValueError for a schedule of other events."
+    "A variational diffusion model: network, schedule, codec, latent, prediction, weighting. Raises ValueError for a schedule of other events or without what `variance` needs."
     def __init__(self, net: nn.Module,        # net(z_t, gamma, w=None, y=None), like z_t
                  schedule: Schedule,          # gamma(t, w)
                  codec: Codec | RealCodec,    # integers to [-1, 1], p(x|z_0)
                  event_shape: tuple[int, ...], # shape of one example: (C, H, W) or (D,)
                  latent: Latent | None = None, # w of the image; none by default
                  prediction: Prediction = eps_prediction, # what the network answers
-                 weighting: Weighting = elbo_weighting):  # of the training loss
+                 weighting: Weighting = elbo_weighting,   # of the training loss
+                 variance: bool = False):     # does the schedule's interior minimize the variance of the loss in continuous time?
         super().__init__()
+        if variance and not schedule.interior(): raise ValueError(f"variance=True needs a schedule with an interior to learn, not {type(schedule).__name__}: take Monotone, or variance=False")
         shape = getattr(schedule, 'event_shape', None) or tuple(event_shape)
         if shape != tuple(event_shape): raise ValueError(f"the schedule is made for events {shape}, the model for {tuple(event_shape)}: give both the data's event_shape")
         self.net, self.schedule, self.codec, self.event_shape = net, schedule, codec, tuple(event_shape)
         self.latent = NoLatent() if latent is None else latent
-        self.prediction, self.weighting = prediction, weighting
+        self.prediction, self.weighting, self.variance = prediction, weighting, variance
         self.register_buffer('reference', torch.empty(0), persistent=False)   # its dtype and device are the model's
 
     def gamma(self, t: Tensor, # times in [0, 1], (B,)
@@ -185,6 +187,21 @@ def gamma_and_rate(self: Diffusion, t: Tensor, # times in [0, 1), broadcastable 
     gamma_t = self.schedule((i + 1) / T, w)
     return gamma_t, discrete_rate(self.schedule(i / T, w), gamma_t, T)
 
+# %% ../nbs/04_diffusion.ipynb #e178ae84
+@patch
+def split_gamma_and_rate(self: Diffusion, t: Tensor, # times in [0, 1), broadcastable to x
+                         w: Tensor | None,           # latent of the image
+                         factor: list[Tensor]        # filled later: what gradients into the interior are multiplied by, like t
+                        ) -> tuple[Tensor, Tensor]:  # gamma_t, slope
+    "gamma and slope whose gradient reaches the ends unchanged and the interior times a factor; VDM++ section 3.2."
+    interior = self.schedule.interior(); call = torch.func.functional_call
+    fixed = {name: p.detach() for name, p in interior.items()}, {name: p.detach() for name, p in self.schedule.named_parameters() if name not in interior}
+    ends = gamma_and_slope(lambda t, w: call(self.schedule, fixed[0], (t, w)), t, w)
+    inside = gamma_and_slope(lambda t, w: call(self.schedule, fixed[1], (t, w)), t, None if w is None else w.detach())
+    for v in inside:
+        if v.requires_grad: v.register_hook(lambda grad: grad * factor[0])
+    return tuple(a + (b - b.detach()) for a, b in zip(ends, inside))
+
 # %% ../nbs/04_diffusion.ipynb #57067143
 @patch
 def check(self: Diffusion, x: Tensor) -> None: # data (B, *event)
@@ -210,11 +227,13 @@ def forward(self: Diffusion,
     t = self.unsqueeze(low_discrepancy_times(len(x), **options) if t is None else t.to(dtype))
     eps, eps_0 = torch.randn(x.shape, **options), torch.randn(x.shape, **options)
     w, latent = self.latent(x, generator) if w is None else (w, self.latent.log_ratio(w, x))
-    gamma_t, rate = self.gamma_and_rate(t, T, w)
+    split, factor = self.variance and self.training and T is None, []
+    gamma_t, rate = self.split_gamma_and_rate(t, w, factor) if split else self.gamma_and_rate(t, T, w)
     gamma_0, gamma_1 = self.schedule(torch.zeros_like(t), w), self.schedule(torch.ones_like(t), w)
     pred = self.net(diffuse(x, gamma_t, eps), gamma_t, w=w, y=y).to(dtype)
-    error = eps_error(pred, x, eps, gamma_t, self.prediction)**2
-    if self.training: self.schedule.observe(gamma_t.detach(), error.detach())
+    error, weight = eps_error(pred, x, eps, gamma_t, self.prediction)**2, self.weighting(-gamma_t)
+    if self.training: self.schedule.observe(gamma_t.detach(), (weight * error).detach())
     reconstruction, loss = -self.codec.log_prob(k, diffuse(x, gamma_0, eps_0), gamma_0), 0.5 * rate * error
-    total = lambda nats: nats.flatten(1).sum(1)
-    return Terms(total(reconstruction), total(prior_kl(x, gamma_1)), total(loss), latent, total(self.weighting(-gamma_t) * loss))
+    total = lambda nats: nats.flatten(1).sum(1); weighted = total(weight * loss)
+    if split: factor.append(self.unsqueeze(2 * weighted.detach() / weighted.detach().mean().clamp(min=1e-30)))
+    return Terms(total(reconstruction), total(prior_kl(x, gamma_1)), total(loss), latent, weighted)
