@@ -67,13 +67,14 @@ def vdm(event_shape: tuple[int, ...], # shape of one example: (C, H, W) or (D,)
         gamma_min: float = -13.3,     # gamma(0), or where it starts
         gamma_max: float = 5.,        # gamma(1), or where it starts
         learn_ends: bool = True,      # are the ends learned?
+        variance: bool = False,       # does a monotone schedule's interior minimize the variance of the loss?
         prediction: str = 'eps'       # x, eps, v, score, o or edm
        ) -> Diffusion:
-    "Variational diffusion model; VDM notes. Raises ValueError for unknown names and ends out of order."
+    "Variational diffusion model; VDM notes. Raises ValueError for unknown names, ends out of order, and variance=True for a schedule without an interior."
     net = denoiser(event_shape, channels, blocks, (fourier_min, fourier_max), dropout, attention, position)
     gamma = choose('schedule', schedule, schedules)(gamma_min, gamma_max, learn_ends)
     codec = RealCodec() if vocab is None else Codec(vocab)
-    return Diffusion(net, gamma, codec, event_shape, prediction=choose('prediction', prediction, predictions))
+    return Diffusion(net, gamma, codec, event_shape, prediction=choose('prediction', prediction, predictions), variance=variance)
 
 # %% ../nbs/12_systems.ipynb #dc309db1
 def make_latent(latent: str, event_shape: tuple[int, ...], m: int, k: int, estimator: str, bound: float | None,
@@ -196,8 +197,8 @@ presets = {
     'mulan-imagenet32': dict(system='mulan', data=dict(name='imagenet32'), model=dict(channels=256, dropout=0., hidden=1024, encoder_channels=128),
         fit=dict(steps=2_000_000, batch_size=512, save_every=10_000, log_every=100)),
     'vdmpp-digits': dict(system='vdmpp', data=dict(name='digits'),
-        model=dict(channels=32, blocks=2, multipliers=[1, 2], attention=[1], classes=10, dropout=0., gamma_min=-7.9, gamma_max=5.),
-        fit=dict(steps=3000, batch_size=128, lr=1e-3, weight_decay=0., ema=0.999)),
+        model=dict(channels=32, blocks=1, multipliers=[1, 2], attention=[1], classes=10, dropout=0., gamma_min=-7.9, gamma_max=5.),
+        fit=dict(steps=2000, batch_size=64, lr=1e-3, weight_decay=0., ema=0.995)),
     'vdmpp-fashion': dict(system='vdmpp', data=dict(name='fashion_mnist'),
         model=dict(channels=32, blocks=1, multipliers=[1, 2, 2], attention=[2], classes=10, dropout=0., gamma_min=-13.3, gamma_max=5.),
         fit=dict(steps=3000, batch_size=64, lr=1e-3, weight_decay=0., ema=0.999)),
