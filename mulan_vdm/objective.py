@@ -9,10 +9,10 @@ __all__ = ['Prediction', 'Weighting', 'predictions', 'weightings', 'x_prediction
            'indi_weighting', 'p2_weighting', 'min_snr_weighting', 'sigmoid_weighting', 'edm_peak',
            'edm_monotonic_weighting', 'low_bit_weighting', 'shifted', 'is_monotone']
 
-# %% ../nbs/02_objective.ipynb #ea6cca18
+# %% ../nbs/02_objective.ipynb #3194b70d
 import math
 import torch
-import torch.nn.functional as nn_F
+import torch.nn.functional as F
 from functools import partial
 from torch import Tensor
 from typing import Callable
@@ -98,10 +98,10 @@ def implied_weighting(prediction: Prediction,         # what the network is aske
         return 2 * scale**2 * schedule.density(logsnr) * (1 if weight is None else weight(logsnr))
     return weighting
 
-# %% ../nbs/02_objective.ipynb #504037f8
+# %% ../nbs/02_objective.ipynb #0807db72
 def log_sech(x: Tensor) -> Tensor: # like x
     "log(1 / cosh x) without overflow."
-    return math.log(2) - x.abs() - nn_F.softplus(-2 * x.abs())
+    return math.log(2) - x.abs() - F.softplus(-2 * x.abs())
 
 def eps_weighting(logsnr: Tensor) -> Tensor:
     "sech(lambda / 2): noise prediction with the cosine schedule; VDM++ Table 1."

@@ -7,11 +7,12 @@ __all__ = ['Schedule', 'gamma_and_slope', 'Between', 'Linear', 'LearnedLinear', 
            'ClosedForm', 'Cosine', 'EDMTraining', 'EDMSampling', 'FlowOT', 'interpolate', 'Piecewise', 'LinearBeta',
            'Truncated', 'Adaptive']
 
-# %% ../nbs/01_schedules.ipynb #0a7b18f5
+# %% ../nbs/01_schedules.ipynb #68a3d754
 import math
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor
 
 # %% ../nbs/01_schedules.ipynb #2713d2c2
@@ -323,9 +324,7 @@ class Truncated(ClosedForm):
         value, slope = gamma_and_slope(self.schedule, t, w); step = (value - gamma) / slope.detach()
         return t - step, rest + step
 
-# %% ../nbs/01_schedules.ipynb #bd2ef267
-from fastcore.basics import patch
-
+# %% ../nbs/01_schedules.ipynb #872862a7
 @patch
 def squeeze(self: Truncated, like: Tensor, # of the number of axes, dtype and device of the times
             w: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]: # t_0, 1 - t_1, t_1 - t_0; broadcastable to gamma
