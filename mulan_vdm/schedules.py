@@ -357,7 +357,7 @@ class Adaptive(Piecewise):
     def __init__(self, gamma_min: float = -13.3, # gamma(0)
                  gamma_max: float = 5.,          # gamma(1)
                  bins: int = 100,                # of equal width in gamma
-                 decay: float = 0.999,           # of the moving averages, in [0, 1)
+                 decay: float = 0.999,           # of the moving averages in the long run, in [0, 1)
                  floor: float = 0.01):           # share of time that all bins divide evenly
         super().__init__()
         if not (math.isfinite(gamma_min) and math.isfinite(gamma_max) and gamma_min < gamma_max):
@@ -366,7 +366,7 @@ class Adaptive(Piecewise):
         if not (bins >= 1 and 0 < floor <= 1 and floor / bins >= 1e-6):
             raise ValueError(f"bins={bins} and floor={floor}: take at least one bin, 0 < floor <= 1, and floor / bins >= 1e-6, or single precision loses a bin")
         self.gamma_min, self.gamma_max, self.decay, self.floor = float(gamma_min), float(gamma_max), decay, floor
-        self.register_buffer('average', torch.ones(bins))
+        self.register_buffer('average', torch.ones(bins)); self.register_buffer('visits', torch.zeros(bins))
 
     def knots(self) -> tuple[Tensor, Tensor]:
         a = self.average; share = (1 - self.floor) * a / a.sum() + self.floor / len(a)
@@ -387,5 +387,6 @@ def observe(self: Adaptive, gamma: Tensor, # noise levels of a training batch, b
     total = self.average.new_zeros(2, bins).index_add_(1, place, torch.stack([loss.where(good, 0.), good.to(loss)]))
     if torch.distributed.is_available() and torch.distributed.is_initialized(): torch.distributed.all_reduce(total)
     seen, limit = total[1] > 0, 1000 * self.average.clamp(min=self.average.mean())
-    new = torch.lerp(self.average, (total[0] / total[1].clamp(min=1)).minimum(limit), 1 - self.decay)
-    self.average.copy_(new.where(seen, self.average).clamp(1e-30, 1e30))
+    decay = ((1 + self.visits) / (10 + self.visits)).clamp(max=self.decay)
+    new = torch.lerp(self.average, (total[0] / total[1].clamp(min=1)).minimum(limit), 1 - decay)
+    self.average.copy_(new.where(seen, self.average).clamp(1e-30, 1e30)); self.visits += seen
