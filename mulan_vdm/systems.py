@@ -139,7 +139,7 @@ def scalar_schedule(name: str, gamma_min: float, gamma_max: float, shift: float)
 def scaled_weighting(name: str, k: float, shift: float, gamma_min: float, gamma_max: float) -> Weighting:
     "Weighting by name, shifted, its largest value between the ends one. Raises ValueError for an unknown name."
     w = choose('weighting', name, weightings); w = shifted(partial(sigmoid_weighting, k=k) if name == 'sigmoid' else w, shift)
-    top = w(torch.linspace(-gamma_max, -gamma_min, 10_001, dtype=torch.float64)).max().item()
+    top = w(torch.linspace(-gamma_max, -gamma_min, 10_001, dtype=torch.float64, device='cpu')).max().item()
     return lambda logsnr: w(logsnr) / top
 
 @system
