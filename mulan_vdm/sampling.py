@@ -160,11 +160,12 @@ def levels(model: Diffusion, n: int, steps: int, # samples, steps
         given = torch.as_tensor(grid, **options)
         if given.ndim < 1 or len(given) != steps + 1: raise ValueError(f"grid has shape {tuple(given.shape)} for steps={steps}: pass steps + 1 = {steps + 1} noise levels, the first one included")
         at = lambda i: given[i].expand(n, *given.shape[2:]) if given.ndim > 1 else model.unsqueeze(given[i].expand(n))
-    before = None
+    before = None                                            # a flat stretch may rise by rounding: `trajectory` levels it
     for i in range(steps + 1):
         gamma = at(i); low, high = gamma.min().item(), gamma.max().item()
         if not math.isfinite(low + high): raise ValueError(f"grid: noise level {i} of {steps} is in {low:g}..{high:g}: pass finite levels; clean=True ends without noise")
-        if i and ((gamma > before).any() or not (gamma < before).any()): raise ValueError(f"grid: noise level {i} of {steps}, in {low:g}..{high:g}, is not below the one before: pass falling gamma, from noise to data")
+        slack = 1024 * torch.finfo(gamma.dtype).eps * (1 + max(-low, high)) if callable(grid) else 0.
+        if i and ((gamma > before + slack).any() or not (gamma < before).any()): raise ValueError(f"grid: noise level {i} of {steps}, in {low:g}..{high:g}, is not below the one before: pass falling gamma, from noise to data")
         before = gamma
     return at
 
@@ -238,7 +239,7 @@ def trajectory(model: Diffusion,
     z = torch.randn(n, *model.event_shape, generator=generator, **options)
     yield Stage(1., gamma_t, z)
     for i in range(1, steps + 1):
-        gamma_s, noise = level(i), torch.randn(z.shape, generator=generator, **options)
+        gamma_s, noise = torch.minimum(level(i), gamma_t), torch.randn(z.shape, generator=generator, **options)
         z, gamma_t = step(denoise, z, gamma_t, gamma_s, noise), gamma_s
         yield Stage(1 - i / steps, gamma_t, z)
     if clean: yield Stage(0., torch.full_like(gamma_t, -math.inf), denoise(z, gamma_t)[0])
