@@ -52,7 +52,8 @@ class Schedule(nn.Module):
     @torch.no_grad()
     def ends(self) -> tuple[float, float]: # gamma(0), gamma(1); the highest and the lowest over dimensions
         "The range of levels that every dimension reaches; may be infinite."
-        t = torch.zeros([1] * (1 + len(getattr(self, 'event_shape', ()))), dtype=torch.float64)
+        own = next(iter([*self.parameters(), *self.buffers()]), torch.zeros((), dtype=torch.float64))       # its device and precision
+        t = own.new_zeros([1] * (1 + len(getattr(self, 'event_shape', ()))))
         return float(self(t).max()), float(self(t + 1).min())
 
     def density(self, logsnr: Tensor, # log signal-to-noise ratios between the ends
