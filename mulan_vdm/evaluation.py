@@ -191,7 +191,8 @@ def jackknife(score: Callable[[Tensor, Tensor], Tensor], real: Tensor, drawn: Te
               groups: int = 10) -> tuple[float, float]: # score, standard error
     "A score of two sets and its error from leaving out a tenth of either, @eq-jackknife. Raises ValueError for sets too small."
     if min(len(real), len(drawn)) < 4 * groups: raise ValueError(f"{len(real)} real and {len(drawn)} drawn images: at least {4 * groups} of each are needed for a score with an error")
-    without = lambda a, g: a[torch.arange(len(a)) % groups != g]
+    mixed = lambda a: a[torch.randperm(len(a), generator=torch.Generator().manual_seed(0))]; without = lambda a, g: a[torch.arange(len(a)) % groups != g]
+    real, drawn = mixed(real), mixed(drawn)                                                    # images may come sorted by class
     left_out = torch.stack([torch.stack([score(real, without(drawn, g)), score(without(real, g), drawn)]) for g in range(groups)])
     return score(real, drawn).item(), ((groups - 1) * left_out.var(0, unbiased=False)).sum().sqrt().item()
 
