@@ -6,9 +6,10 @@
 __all__ = ['tile', 'plot_images', 'plot_rows', 'plot_points', 'plot_schedule', 'plot_pixel_schedule', 'read_metrics',
            'plot_metrics', 'plot_noising', 'explore_schedule']
 
-# %% ../nbs/13_plots.ipynb #8ade2dce
+# %% ../nbs/13_plots.ipynb #d20233fd
 import json
 import math
+import textwrap
 import torch
 from matplotlib.figure import Figure
 from pathlib import Path
@@ -36,7 +37,7 @@ def plot_images(x: Tensor, vocab: int, columns: int = 8, title: str = '', # abov
     "Figure of `tile`; real-valued points (N, 2) become a scatter plot."
     if x.ndim == 2: return plot_points(x, title)
     rows = math.ceil(len(x) / columns); figure = Figure((columns * scale, rows * scale + 0.3), layout='constrained'); ax = figure.subplots()
-    ax.imshow(tile(x, vocab, columns), interpolation='nearest'); ax.axis('off'); ax.set_title(title, fontsize=9)
+    ax.imshow(tile(x, vocab, columns), interpolation='nearest'); ax.axis('off'); ax.set_title(textwrap.fill(title, max(24, 9 * columns)), fontsize=9)
     return figure
 
 def plot_rows(rows: dict[str, tuple[Tensor, int | None]] # name -> images (N, C, H, W) or points (N, 2), levels
