@@ -124,6 +124,11 @@ def test_batch_size_and_seed(name):
     for size in (1, 3, 7, 100): assert_close(draw(0, size), one, rtol=0, atol=1e-6 if name == 'ode' else 1e-10)
     assert torch.equal(draw(0), one) and (draw(1) - one).abs().max() > 0.1
 
+def test_chunks_carry_their_labels_and_latents():
+    torch.manual_seed(0); model = Diffusion(MLP(3, 16, 1, classes=3, latent=2), Linear(-6., 6.), RealCodec(), (3,), Gaussian(Blind(4), 2)).double(); [nn.init.normal_(p, std=0.3) for p in model.parameters()]
+    draw = lambda size: sample(model, 5, 4, y=torch.tensor([0, 1, 2, 1, 0]), guidance=2., generator=generator(), batch_size=size)
+    for size in (1, 2): assert_close(draw(size), draw(None))
+
 def test_trajectories_do_not_share_a_memory():
     model = edm(); alone = [list(trajectory(model, 4, 5, step=dpmpp_2m, generator=generator(i))) for i in range(2)]
     turns = list(zip(*(trajectory(model, 4, 5, step=dpmpp_2m, generator=generator(i)) for i in range(2))))
