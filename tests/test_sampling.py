@@ -124,6 +124,20 @@ def test_batch_size_and_seed(name):
     for size in (1, 3, 7, 100): assert_close(draw(0, size), one, rtol=0, atol=1e-6 if name == 'ode' else 1e-10)
     assert torch.equal(draw(0), one) and (draw(1) - one).abs().max() > 0.1
 
+def test_chunks_carry_their_labels_and_latents():
+    torch.manual_seed(0); model = Diffusion(MLP(3, 16, 1, classes=3, latent=2), Linear(-6., 6.), RealCodec(), (3,), Gaussian(Blind(4), 2)).double(); [nn.init.normal_(p, std=0.3) for p in model.parameters()]
+    draw = lambda size: sample(model, 5, 4, y=torch.tensor([0, 1, 2, 1, 0]), guidance=2., generator=generator(), batch_size=size)
+    for size in (1, 2): assert_close(draw(size), draw(None))
+
+def test_the_network_meets_latents_of_the_prior_in_evaluation_mode():
+    seen = []
+    class Watch(nn.Module):
+        def forward(self, z, gamma, w=None, y=None): seen.append((w, self.training)); return z
+    model = Diffusion(Watch(), Linear(-6., 6.), RealCodec(), (3,), Gaussian(Blind(4), 2)).train(); sample(model, 2000, 3, generator=generator())
+    (w, _), *_ = seen; assert all(torch.equal(v, w) and not training for v, training in seen) and model.training
+    assert (w.mean(0).abs() < 4 / 2000**0.5).all() and (w.std(0) - 1).abs().max() < 4 / 4000**0.5
+    sample(model, 2, 1, w=w[5:7]); assert torch.equal(seen[-1][0], w[5:7])
+
 def test_trajectories_do_not_share_a_memory():
     model = edm(); alone = [list(trajectory(model, 4, 5, step=dpmpp_2m, generator=generator(i))) for i in range(2)]
     turns = list(zip(*(trajectory(model, 4, 5, step=dpmpp_2m, generator=generator(i)) for i in range(2))))
@@ -167,10 +181,10 @@ bad = [(dict(n=0), ['n=0', 'at least 1']), (dict(steps=0), ['steps=0', 'at least
        (dict(grid=[1., 2., 3.]), ['level 1 of 2', 'falling']), (dict(grid=[3., 2., 2.]), ['level 2 of 2', 'falling']), (dict(grid=[3., math.nan, 2.]), ['level 1 of 2', 'finite']),
        (dict(grid=[3., 2., -math.inf]), ['level 2 of 2', 'clean=True']), (dict(grid=[3., 2.]), ['grid has shape (2,)', 'steps + 1 = 3']), (dict(grid=lambda level, u: level(1 - u)), ['level 1 of 2', 'falling']),
        (dict(guidance=2.), ['guidance=2', 'pass y']), (dict(guidance=math.inf, y=[0, 1, 2]), ['guidance=inf', 'finite']), (dict(clip=-1.), ['clip=-1', 'positive']),
-       (dict(y=[0, 1]), ['(2,)', '3 integer labels']), (dict(y=[0., 1., 2.]), ['float', '3 integer labels']), (dict(step=partial(ode_step, tolerance=-1.)), ['tolerance=-1', '1e-5'])]
+       (dict(w=[[0.], [1.]]), ['w has 2 rows', 'n=3']), (dict(y=[0, 1]), ['(2,)', '3 integer labels']), (dict(y=[0., 1., 2.]), ['float', '3 integer labels']), (dict(step=partial(ode_step, tolerance=-1.)), ['tolerance=-1', '1e-5'])]
 @pytest.mark.parametrize('options, said', bad)
 def test_bad_input_is_named(options, said):
-    options = dict(n=3, steps=2) | options; options |= {'y': torch.tensor(options['y'])} if 'y' in options else {}
+    options = dict(n=3, steps=2) | options; options |= {k: torch.tensor(options[k]) for k in 'wy' if k in options}
     model = edm()
     with pytest.raises(ValueError) as e: sample(model, **options)
     assert all(s in str(e.value) for s in said) and '\n' not in str(e.value) and (not model.net.calls or 'tolerance' in said[0])
