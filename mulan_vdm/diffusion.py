@@ -140,14 +140,16 @@ class Diffusion(nn.Module):
                  latent: Latent | None = None, # w of the image; none by default
                  prediction: Prediction = eps_prediction, # what the network answers
                  weighting: Weighting = elbo_weighting,   # of the training loss
-                 variance: bool = False):     # does the schedule's interior minimize the variance of the loss in continuous time?
+                 variance: bool = False,      # does the schedule's interior minimize the variance of the loss in continuous time?
+                 clock: Schedule | None = None): # from 0 to 1: where drawn times are dense; Adaptive(0., 1.) follows the loss
         super().__init__()
         if variance and not schedule.interior(): raise ValueError(f"variance=True needs a schedule with an interior to learn, not {type(schedule).__name__}: take Monotone, or variance=False")
         shape = getattr(schedule, 'event_shape', None) or tuple(event_shape)
         if shape != tuple(event_shape): raise ValueError(f"the schedule is made for events {shape}, the model for {tuple(event_shape)}: give both the data's event_shape")
         self.net, self.schedule, self.codec, self.event_shape = net, schedule, codec, tuple(event_shape)
         self.latent = NoLatent() if latent is None else latent
-        self.prediction, self.weighting, self.variance = prediction, weighting, variance
+        self.prediction, self.weighting, self.variance, self.clock = prediction, weighting, variance, clock
+        if clock is not None and clock.ends() != (0, 1): raise ValueError(f"the clock runs from {clock.ends()[0]:g} to {clock.ends()[1]:g}: give one from 0 to 1, such as Adaptive(0., 1.)")
         self.register_buffer('reference', torch.empty(0), persistent=False)   # its dtype and device are the model's
 
     def gamma(self, t: Tensor, # times in [0, 1], (B,)
@@ -202,6 +204,17 @@ def split_gamma_and_rate(self: Diffusion, t: Tensor, # times in [0, 1), broadcas
         if v.requires_grad: v.register_hook(lambda grad: grad * factor[0])
     return tuple(a + (b - b.detach()) for a, b in zip(ends, inside))
 
+# %% ../nbs/04_diffusion.ipynb #5c2e7e8d
+@patch
+def draw_times(self: Diffusion, n: int, # examples
+               **options                # generator, dtype, device
+              ) -> tuple[Tensor, Tensor | float]: # times in [0, 1), (n, 1, ..., 1), and what their losses are multiplied by
+    "Low-discrepancy times, dense where the clock is slow."
+    u = self.unsqueeze(low_discrepancy_times(n, **options))
+    if self.clock is None: return u, 1.
+    t, slope = (v.detach() for v in gamma_and_slope(self.clock, u))
+    return t.clamp(0, 1 - 2**-24), slope
+
 # %% ../nbs/04_diffusion.ipynb #57067143
 @patch
 def check(self: Diffusion, x: Tensor) -> None: # data (B, *event)
@@ -224,7 +237,7 @@ def forward(self: Diffusion,
     self.check(x)
     dtype, options = self.reference.dtype, dict(generator=generator, dtype=self.reference.dtype, device=x.device)
     k, x = x, self.codec.encode(x, dtype)
-    t = self.unsqueeze(low_discrepancy_times(len(x), **options) if t is None else t.to(dtype))
+    t, stretch = self.draw_times(len(x), **options) if t is None else (self.unsqueeze(t.to(dtype)), 1.)
     eps, eps_0 = torch.randn(x.shape, **options), torch.randn(x.shape, **options)
     w, latent = self.latent(x, generator) if w is None else (w, self.latent.log_ratio(w, x))
     split, factor = self.variance and self.training and T is None, []
@@ -233,7 +246,8 @@ def forward(self: Diffusion,
     pred = self.net(diffuse(x, gamma_t, eps), gamma_t, w=w, y=y).to(dtype)
     error, weight = eps_error(pred, x, eps, gamma_t, self.prediction)**2, self.weighting(-gamma_t)
     if self.training: self.schedule.observe(gamma_t.detach(), (weight * error).detach())
-    reconstruction, loss = -self.codec.log_prob(k, diffuse(x, gamma_0, eps_0), gamma_0), 0.5 * rate * error
+    if self.training and self.clock is not None: self.clock.observe(t, (rate * weight * error).detach())
+    reconstruction, loss = -self.codec.log_prob(k, diffuse(x, gamma_0, eps_0), gamma_0), 0.5 * rate * stretch * error
     total = lambda nats: nats.flatten(1).sum(1); weighted = total(weight * loss)
     if split: factor.append(self.unsqueeze(2 * weighted.detach() / weighted.detach().mean().clamp(min=1e-30)))
     return Terms(total(reconstruction), total(prior_kl(x, gamma_1)), total(loss), latent, weighted)

@@ -124,6 +124,7 @@ def mulan(event_shape: tuple[int, ...], # shape of one example: (C, H, W) or (D,
           gamma_map: bool = True,       # does the denoiser see the noise level of every pixel?
           hidden: int = 64,             # width of the network from w to the schedule
           encoder_channels: int = 32,   # width of the encoder
+          clock: bool = False,          # are times drawn where the loss is, as the adaptive schedule draws noise levels?
           prediction: str = 'eps'       # x, eps, v, score, o or edm
          ) -> Diffusion:
     "Diffusion with a learned schedule per pixel and image; MuLAN poster. Raises ValueError for unknown names, sizes and ends out of order."
@@ -131,7 +132,7 @@ def mulan(event_shape: tuple[int, ...], # shape of one example: (C, H, W) or (D,
     gamma = make_schedule(schedule, event_shape, (gamma_min, gamma_max, learn_ends), width * adaptive, hidden)
     net = denoiser(event_shape, channels, blocks, (fourier_min, fourier_max), dropout, attention, position, width * net_reads, gamma_map)
     codec = RealCodec() if vocab is None else Codec(vocab)
-    return Diffusion(net, gamma, codec, event_shape, w, choose('prediction', prediction, predictions))
+    return Diffusion(net, gamma, codec, event_shape, w, choose('prediction', prediction, predictions), clock=Adaptive(0., 1.) if clock else None)
 
 # %% ../nbs/12_systems.ipynb #3a060b21
 cut = dict(cosine=Cosine, edm=EDMTraining, edm_sampling=EDMSampling, flow=FlowOT, beta=LinearBeta)
