@@ -189,7 +189,7 @@ def judge_samples(out: Path, config: dict, x, y, how: dict) -> None: # run folde
     from mulan_vdm.training import write_whole
     data = load(**config['data']); r = dict(sample_scores(train_judge(data, progress=True), data, x, y), **how, data=data.name, release=data.release, judge='classifier trained on the training images, seed 0, 600 steps')
     write_whole(out / 'report_samples.json', json.dumps(r, indent=2) + '\n')
-    print(f"judged by a classifier trained here (not Inception), against {len(data.train.x)} training images:")
+    print(f"judged by a classifier trained here (not Inception), against {r['real_n']} training images:")
     for name, n in (('samples', r['n']), ('test images', r['test_n'])): print('{:12} FID {:.3f} ± {:.3f}   KID {:.4f} ± {:.4f}   ({} images)'.format(name, *(r['fid'] + r['kid'] if name == 'samples' else r['test_fid'] + r['test_kid']), n))
     if y is not None: print('the classifier finds the label {:.3f} ± {:.3f} of the time'.format(*r['agreement']))
     print(f"report: {out / 'report_samples.json'}")

@@ -200,11 +200,13 @@ def jackknife(score: Callable[[Tensor, Tensor], Tensor], real: Tensor, drawn: Te
 def sample_scores(judge: Judge,         # of the same data set
                   data: Data,           # real images
                   drawn: Tensor,        # integer pixels (M, *event)
-                  y: Tensor | None = None # labels that they were drawn with (M,)
+                  y: Tensor | None = None, # labels that they were drawn with (M,)
+                  most: int = 5000      # training images at most, chosen at random once and for all
                  ) -> dict:             # FID, KID as [score, error], the same for the test images, numbers of images, agreement with y
     "Scores of samples against the training images, and those of as many test images, by this judge. Raises ValueError for fewer than 40 images."
-    real, held, drawn_features = (in_batches(judge, x).double() for x in (data.train.x, data.test.x[:len(drawn)], drawn))
-    scores = dict(fid=list(jackknife(frechet, real, drawn_features)), kid=list(jackknife(kernel, real, drawn_features)), n=len(drawn),
+    chosen = torch.randperm(len(data.train.x), generator=torch.Generator().manual_seed(0))[:most]
+    real, held, drawn_features = (in_batches(judge, x).double() for x in (data.train.x[chosen], data.test.x[:len(drawn)], drawn))
+    scores = dict(fid=list(jackknife(frechet, real, drawn_features)), kid=list(jackknife(kernel, real, drawn_features)), n=len(drawn), real_n=len(real),
                   test_fid=list(jackknife(frechet, real, held)), test_kid=list(jackknife(kernel, real, held)), test_n=len(held))
     if y is not None: right = (in_batches(judge.logits, drawn).argmax(1) == y).double().mean().item(); scores['agreement'] = [right, math.sqrt(right * (1 - right) / len(y))]
     return scores
