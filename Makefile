@@ -7,7 +7,7 @@ export PIP_NO_INPUT := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 DEMO := runs/demo
-DEMO_STEPS ?= 400
+DEMO_STEPS ?= 350
 
 .PHONY: help demo test nbs sync export readme clean
 
@@ -20,12 +20,12 @@ $(INSTALLED): settings.ini setup.py
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	@touch $@
 
-demo: $(INSTALLED) ## train VDM and MuLAN on the digits in runs/demo (DEMO_STEPS=400), one row each, samples, the schedule per pixel; again to resume
+demo: $(INSTALLED) ## train VDM and MuLAN on the digits in runs/demo (DEMO_STEPS=350), one row each, samples, the schedule per pixel; again to resume
 	for system in vdm mulan; do \
 	  $(BIN)/mulan-vdm train --preset $$system-digits --steps $(DEMO_STEPS) --out $(DEMO)/$$system $$(test -e $(DEMO)/$$system && echo --resume) && \
 	  $(BIN)/mulan-vdm evaluate $(DEMO)/$$system --draws 24 && $(BIN)/mulan-vdm sample $(DEMO)/$$system || exit 1; \
 	done
-	$(BIN)/mulan-vdm compare $(DEMO)/vdm $(DEMO)/mulan
+	$(BIN)/mulan-vdm compare $(DEMO)/vdm $(DEMO)/mulan --picture $(DEMO)/compare.png
 	@echo "the schedule per pixel: $(DEMO)/mulan/pixels.png"
 
 test: $(INSTALLED) ## sync check, every notebook, then the tests
