@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['fourier_features', 'embed_gamma', 'zero', 'Condition', 'check_latent', 'gamma_maps', 'norm', 'ResBlock', 'Attention',
-           'UNet', 'ADM', 'MLP', 'Encoder', 'Blind', 'PerDimension']
+           'UNet', 'ADM', 'MLP', 'Encoder', 'Decoder', 'Blind', 'PerDimension']
 
 # %% ../nbs/08_nets.ipynb #b0e42bff
 import math
@@ -127,13 +127,14 @@ class UNet(nn.Module):
                  attention: bool = True,         # attend in the middle?
                  latent: int = 0,                # numbers in w, 0 to ignore it
                  gamma_map: bool = False,        # show the noise level of each pixel?
-                 position: tuple[int, int] | None = None): # height and width of a learned position map
+                 position: tuple[int, int] | None = None, # height and width of a learned position map
+                 modulate: bool = False):        # does the condition set scale and shift of every block, or is it added?
         super().__init__()
         cond, self.fourier, self.gamma_map, self.classes = 4 * channels, tuple(fourier), gamma_map, classes
         self.condition = Condition(channels, cond, classes, latent, drop)
         self.conv_in = nn.Conv2d(in_channels * (1 + 2 * len(self.fourier) + 2 * gamma_map), channels, 3, padding=1)
         self.position = nn.Parameter(torch.zeros(channels, *position)) if position else None
-        block = lambda n_in: ResBlock(n_in, channels, cond, dropout)
+        block = lambda n_in: ResBlock(n_in, channels, cond, dropout, modulate)
         self.down, self.up = (nn.ModuleList(block(n * channels) for _ in range(m)) for n, m in ((1, blocks), (2, blocks + 1)))
         self.mid = nn.ModuleList([block(channels), block(channels)])
         self.attention = Attention(channels) if attention else nn.Identity()
@@ -236,6 +237,24 @@ class Encoder(nn.Module):
         self.out = nn.Linear(flat, out); nn.init.zeros_(self.out.bias); self.out.weight.data.mul_(scale)
 
     def forward(self, x: Tensor) -> Tensor: return self.out(self.layers(x))
+
+class Decoder(nn.Module):
+    "An encoder mirrored: a latent (B, latent) to x_hat, like z_t, at which it does not look. Raises ValueError for a latent of another width."
+    def __init__(self, event_shape: tuple[int, ...], # shape of one example
+                 latent: int,                  # numbers in w
+                 channels: int = 32):          # width of its last layers, the encoder's of its first
+        super().__init__()
+        self.latent, act = latent, lambda n: (norm(n), nn.SiLU())
+        if len(event_shape) == 3:
+            c, *size = event_shape; sizes = [tuple(size)]
+            while max(sizes[-1]) > 4: sizes.append(tuple((s + 1) // 2 for s in sizes[-1]))
+            n = channels * 2**(len(sizes) - 1); layers = [nn.Linear(latent, n * math.prod(sizes[-1])), nn.Unflatten(1, (n, *sizes[-1]))]
+            for size in reversed(sizes[:-1]): layers += [*act(n), nn.Upsample(size), nn.Conv2d(n, n // 2, 3, padding=1)]; n //= 2
+            self.layers = nn.Sequential(*layers, *act(n), nn.Conv2d(n, c, 3, padding=1)).to(memory_format=torch.channels_last)
+        else: flat = 4 * channels; self.layers = nn.Sequential(nn.Linear(latent, flat), nn.SiLU(), nn.Linear(flat, flat), nn.LayerNorm(flat), nn.SiLU(), nn.Linear(flat, math.prod(event_shape)))
+
+    def forward(self, z_t: Tensor, gamma: Tensor, w: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+        return self.layers(check_latent(w, self.latent)).reshape(z_t.shape)
 
 class Blind(nn.Module):
     "An encoder that does not look: zeros (B, out), with which every q(w|x) of this package is its prior."
