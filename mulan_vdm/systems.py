@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['schedules', 'per_pixel', 'cut', 'systems', 'presets', 'adaptive', 'choose', 'system', 'waves', 'denoiser', 'vdm',
-           'make_latent', 'make_schedule', 'mulan', 'scalar_schedule', 'scaled_weighting', 'vdmpp', 'build',
+           'make_latent', 'make_schedule', 'mulan', 'scalar_schedule', 'scaled_weighting', 'vdmpp', 'repvdm', 'build',
            'read_config', 'load_run']
 
-# %% ../nbs/12_systems.ipynb #3c556d0e
+# %% ../nbs/12_systems.ipynb #896cd842
 import inspect
 import json
 import math
@@ -15,10 +15,11 @@ import torch
 from functools import partial, wraps
 from pathlib import Path
 from typing import Callable
+from . import sampling                        # gives every Diffusion encode, decode and invert
 from .data import load
 from .diffusion import Codec, Diffusion, RealCodec
 from .latents import Categorical, Gaussian, KHot, Latent
-from .nets import ADM, MLP, Blind, Encoder, PerDimension, UNet
+from .nets import ADM, MLP, Blind, Decoder, Encoder, PerDimension, UNet
 from .objective import Weighting, predictions, shifted, sigmoid_weighting, weightings
 from .schedules import Adaptive, Cosine, EDMSampling, EDMTraining, FlowOT, Linear, LinearBeta, Monotone, MonotonePerDim, Polynomial, Schedule, Truncated
 from .training import load_checkpoint, seeded
@@ -52,12 +53,12 @@ def waves(first: float, last: float) -> list[float]: # exponents of Fourier feat
     return [first + i for i in range(math.floor(last - first) + 1)]
 
 def denoiser(event_shape: tuple[int, ...], channels: int, blocks: int, fourier: tuple[float, float], # first and last exponent
-             dropout: float, attention: bool, position: bool, latent: int = 0, gamma_map: bool = False) -> UNet | MLP:
+             dropout: float, attention: bool, position: bool, latent: int = 0, gamma_map: bool = False, modulate: bool = False) -> UNet | MLP:
     "The U-Net for images, the small network for vectors."
     exponents = waves(*fourier)
     if len(event_shape) != 3: return MLP(*event_shape, channels, blocks, exponents, latent=latent, gamma_map=gamma_map)
     c, *size = event_shape
-    return UNet(c, channels, blocks, exponents, dropout, attention=attention, latent=latent, gamma_map=gamma_map, position=size if position else None)
+    return UNet(c, channels, blocks, exponents, dropout, attention=attention, latent=latent, gamma_map=gamma_map, position=size if position else None, modulate=modulate)
 
 @system
 def vdm(event_shape: tuple[int, ...], # shape of one example: (C, H, W) or (D,)
@@ -179,7 +180,37 @@ def vdmpp(event_shape: tuple[int, ...], # shape of one example: (C, H, W) or (D,
     if isinstance(net, ADM): net.fits(*event_shape[1:])
     return Diffusion(net, gamma, codec, event_shape, prediction=F, weighting=w)
 
-systems = dict(vdm=vdm, mulan=mulan, vdmpp=vdmpp)
+# %% ../nbs/12_systems.ipynb #f7e63622
+@system
+def repvdm(event_shape: tuple[int, ...], # shape of one example: (C, H, W) or (D,)
+           vocab: int | None,            # number of levels; None for real-valued data
+           d: int = 32,                  # numbers in w
+           network: str = 'unet',        # unet, VDM's with its features scaled and shifted by w; decoder, which sees only w: a variational autoencoder
+           channels: int = 128,          # width of the denoiser
+           blocks: int = 32,             # residual blocks going in
+           fourier_min: float = 7.,      # exponents of the Fourier features: from this
+           fourier_max: float = 8.,      # to this in steps of one; none if it is smaller
+           dropout: float = 0.1,         # in the residual blocks
+           attention: bool = True,       # attend in the middle of the U-Net?
+           encoder_channels: int = 32,   # width of the encoder
+           schedule: str = 'linear',     # linear, monotone or adaptive
+           gamma_min: float = -13.3,     # gamma(0), or where it starts
+           gamma_max: float = 5.,        # gamma(1), or where it starts
+           learn_ends: bool = False,     # are the ends learned?
+           variance: bool = False,       # does a monotone schedule's interior minimize the variance of the loss?
+           prediction: str = 'eps',      # eps, x, score, v, o or edm
+           weighting: str = 'elbo',      # elbo, sigmoid, or another known to `weightings`; of the training loss
+           k: float = 2.                 # of the sigmoid weighting, sigmoid(k - lambda)
+          ) -> Diffusion:
+    "Diffusion told a Gaussian latent of the image; RepVDM section 4. Raises ValueError for unknown names, ends out of order and d < 1."
+    if d < 1: raise ValueError(f"d={d}: the latent needs at least one number")
+    known = dict(unet=lambda: denoiser(event_shape, channels, blocks, (fourier_min, fourier_max), dropout, attention, False, d, modulate=True), decoder=lambda: Decoder(event_shape, d, encoder_channels))
+    net, latent = choose('network', network, known)(), Gaussian(Encoder(event_shape, 2 * d, encoder_channels), d)
+    gamma, F = choose('schedule', schedule, schedules)(gamma_min, gamma_max, learn_ends), choose('prediction', prediction, predictions)
+    codec, w = RealCodec() if vocab is None else Codec(vocab), scaled_weighting(weighting, k, 0., gamma_min, gamma_max)
+    return Diffusion(net, gamma, codec, event_shape, latent, F, w, variance)
+
+systems = dict(vdm=vdm, mulan=mulan, vdmpp=vdmpp, repvdm=repvdm)
 
 # %% ../nbs/12_systems.ipynb #32ecefe4
 presets = {
@@ -210,7 +241,18 @@ presets = {
         model=dict(channels=32, blocks=1, multipliers=[1, 2, 2], attention=[2], classes=10, dropout=0., gamma_min=-13.3, gamma_max=5.),
         fit=dict(steps=3000, batch_size=64, lr=1e-3, weight_decay=0., ema=0.999)),
     'vdmpp-imagenet64': dict(system='vdmpp', data=dict(name='imagenet64'), model=dict(classes=1000),
-        fit=dict(steps=700_000, batch_size=4096, lr=1e-4, weight_decay=0., ema=0.9999, warmup=2500, save_every=10_000, log_every=100))}
+        fit=dict(steps=700_000, batch_size=4096, lr=1e-4, weight_decay=0., ema=0.9999, warmup=2500, save_every=10_000, log_every=100)),
+    'repvdm-digits': dict(system='repvdm', data=dict(name='digits'),
+        model=dict(d=16, channels=16, blocks=1, fourier_min=3.0875, fourier_max=4.0875, dropout=0., gamma_min=-7.9),
+        fit=dict(steps=2500, batch_size=64, lr=3e-3, weight_decay=0.1, ema=0.99, beta=0.003)),
+    'repvdm-fashion': dict(system='repvdm', data=dict(name='fashion_mnist'),
+        model=dict(d=32, channels=32, blocks=2, dropout=0., attention=False),
+        fit=dict(steps=3000, batch_size=32, lr=1e-3, weight_decay=0.1, ema=0.999, beta=0.01)),
+    'repvdm-cifar10': dict(system='repvdm', data=dict(name='cifar10'), model=dict(d=128, encoder_channels=128),
+        fit=dict(steps=1_000_000, batch_size=128, beta=0.01, save_every=10_000, log_every=100)),
+    'vae-digits': dict(system='repvdm', data=dict(name='digits'),
+        model=dict(d=16, network='decoder', prediction='x', gamma_min=-3., gamma_max=5., learn_ends=True),
+        fit=dict(steps=2500, batch_size=64, lr=3e-3, weight_decay=0.1, ema=0.99, T=1))}
 
 # %% ../nbs/12_systems.ipynb #cc55096b
 def build(config: dict # with `system`, `model` and `fit`
