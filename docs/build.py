@@ -89,6 +89,13 @@ class Book:
             if f'{module}.{name}' in self.public: return f'{module}.{name}'
         return name if name in self.public else None
 
+    def api_link(self, text, home):
+        "The code `text`, as a link to the API if it names something there, seen from the module `home`."
+        lib = config.lib_path.name
+        if text.removeprefix(f'{lib}.') in self.modules and text.startswith(lib): return f'{{py:mod}}`{text}`'
+        name = self.full_name(text, home)
+        return f'{{py:obj}}`{text} <{lib}.{name}>`' if name else f'`{text}`'
+
     def reference(self, label, home, here):
         "The equation `label`, written on or for the page `home`, read on the page `here`."
         owners = [home] if home in self.pages and label in self.pages[home].labels else [p.name for p in self.pages.values() if label in p.labels]
@@ -110,13 +117,12 @@ def markdown(text, book, home, here=None):
     "MyST for Quarto's `text` of the page `home`: equations, references, callouts, names of the API."
     here, module = here or home, book.pages[home].module if home in book.pages else None
     def token(m):
-        kind, all = m.lastgroup, m[0]
         if m['equation']: return '\n'.join(['```{math}', *([f":label: {key(home, m['label'])}"] if m['label'] else []), '', m['tex'].strip(), '```'])
         if m['ref']: return book.reference(m['ref'], home, here)
         if m['link']: return m['link']
-        if m['code'] and (name := book.full_name(m['code'], module)): return f"{{py:obj}}`{m['code']} <{config.lib_path.name}.{name}>`" if '`' not in all[1:-1] else all
+        if m['code']: return book.api_link(m['code'], module)
         if m['colons']: return m['colons'] + callout(m['div'] or '', home)
-        return all
+        return m[0]
     return tokens.sub(token, text)
 
 def callout(attributes, home):
