@@ -57,6 +57,7 @@ def browser(tmp_path_factory):
     if not chromium: pytest.exit('no Chromium: apt-get install chromium, or name one by CHROMIUM=path', returncode=2)
     with sync_playwright() as p:
         context = p.chromium.launch_persistent_context(tmp_path_factory.mktemp('profile'), executable_path=chromium, headless=True, args=flags, viewport=desktop)
+        context.set_default_timeout(120_000)                    # a busy machine is no fault of the page
         yield context
         context.close()
 
@@ -83,7 +84,7 @@ def too_wide(tab, size):
     tab.set_viewport_size(size)
     return tab.evaluate("""() => { const w = document.documentElement, scrolls = e => e && (['auto', 'scroll'].includes(getComputedStyle(e).overflowX) || scrolls(e.parentElement))
         const said = e => `${e.tagName}.${e.className} ${e.textContent.trim().slice(0, 60)}`
-        const out = [...document.querySelectorAll('article *')].filter(e => e.getBoundingClientRect().right > w.clientWidth + 1 && !scrolls(e.parentElement) && !e.closest('mjx-assistive-mml')).slice(0, 5).map(said)
+        const out = [...document.querySelectorAll('article *:not(mjx-container *)')].filter(e => e.getBoundingClientRect().right > w.clientWidth + 1 && !scrolls(e.parentElement)).slice(0, 5).map(said)
         return w.scrollWidth <= w.clientWidth ? out : [`the page is ${w.scrollWidth} wide in ${w.clientWidth}`, ...out] }""")
 
 def test_there_is_a_page_for_every_notebook():
