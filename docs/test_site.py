@@ -82,7 +82,7 @@ def visit(tab, url):
 def too_wide(tab, size):
     "What sticks out of the window of this size and cannot be scrolled to, or makes the page scroll sideways."
     tab.set_viewport_size(size)
-    return tab.evaluate("""() => { const w = document.documentElement, scrolls = e => e && (['auto', 'scroll'].includes(getComputedStyle(e).overflowX) || scrolls(e.parentElement))
+    return tab.evaluate("""() => { const w = document.documentElement, scrolls = e => e.tagName != 'ARTICLE' && (['auto', 'scroll'].includes(getComputedStyle(e).overflowX) || scrolls(e.parentElement))
         const said = e => `${e.tagName}.${e.className} ${e.textContent.trim().slice(0, 60)}`
         const out = [...document.querySelectorAll('article *:not(mjx-container *)')].filter(e => e.getBoundingClientRect().right > w.clientWidth + 1 && !scrolls(e.parentElement)).slice(0, 5).map(said)
         return w.scrollWidth <= w.clientWidth ? out : [`the page is ${w.scrollWidth} wide in ${w.clientWidth}`, ...out] }""")
