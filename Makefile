@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/installed
+DOCS := .venv/docs
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_NO_INPUT := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -9,15 +10,19 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 DEMO := runs/demo
 DEMO_STEPS ?= 350
 
-.PHONY: help demo test nbs sync export readme clean
+.PHONY: help demo test nbs sync export readme docs docs-test clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # One environment for all targets, made anew when the requirements change.
 $(INSTALLED): settings.ini setup.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@touch $@
+
+$(DOCS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -e '.[dev,docs]'
 	@touch $@
 
 demo: $(INSTALLED) ## train VDM and MuLAN on the digits in runs/demo (DEMO_STEPS=350), one row each, samples, the schedule per pixel; again to resume
@@ -44,6 +49,12 @@ export: $(INSTALLED) ## write modules and README from the notebooks
 
 readme: $(INSTALLED) ## write README.md alone
 	$(BIN)/python .ci/readme.py
+
+docs: $(DOCS) ## render the site in _docs from the notebooks as they are stored; open _docs/index.html
+	OMP_NUM_THREADS=1 $(BIN)/python docs/build.py
+
+docs-test: docs ## render the site and check it in a browser: links, equations, requests, width, search (needs Chromium)
+	$(BIN)/python -m pytest -q docs
 
 clean: ## remove what builds leave behind (not .venv, not runs)
 	rm -rf build dist *.egg-info _proc _docs nbs/nbdev.yml .pytest_cache .hypothesis

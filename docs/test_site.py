@@ -1,0 +1,139 @@
+"""The pages in _docs/, read as files and in a browser: links, pictures, equations, requests, width, search. `make docs-test` runs this.
+
+SCREENSHOTS=folder also stores pictures of some pages at both widths, light and dark.
+"""
+import functools, json, os, re, shutil, threading
+from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urljoin, urlsplit
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+root = Path(__file__).resolve().parent.parent
+site = root/'_docs'
+names = sorted(p.relative_to(site).as_posix() for p in site.rglob('*.html') if '_static' not in p.parts)
+flags = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-quic', '--no-first-run', '--disable-component-update', '--disable-sync']
+desktop, phone = dict(width=1280, height=900), dict(width=390, height=844)
+pictured = ['index', '00_noise', '12_systems', 'studies/errata', 'studies/mulan_digits', 'reference/api/schedules', 'reference/cli', 'glossary']
+loads = {('link', 'href'), ('script', 'src'), ('img', 'src'), ('source', 'src'), ('iframe', 'src'), ('video', 'src'), ('audio', 'src'), ('object', 'data')}
+
+class Html(HTMLParser):
+    "A page as a file: ids, links, what it loads, pictures without alt text, number of equations, prose."
+    def __init__(self, path):
+        super().__init__()
+        self.ids, self.links, self.loaded, self.mute, self.maths, self.prose, self.code = set(), [], [], [], 0, [], 0
+        self.feed(path.read_text(encoding='utf-8'))
+    def handle_starttag(self, tag, attrs):
+        a = dict(attrs)
+        self.ids |= {a[k] for k in ('id', 'name') if a.get(k)}
+        self.links += [a.get('href', '')] * (tag == 'a' and 'href' in a)
+        self.loaded += [v for k, v in attrs if (tag, k) in loads and not (tag == 'link' and a.get('rel') in ('index', 'search', 'next', 'prev'))]
+        self.mute += [a.get('src', '')[-60:]] * (tag == 'img' and not (a.get('alt') or '').strip())
+        self.maths += 'math' in a.get('class', '').split() and tag in ('div', 'span')
+        self.code += tag in ('pre', 'code', 'script', 'style')
+    def handle_endtag(self, tag): self.code -= tag in ('pre', 'code', 'script', 'style')
+    def handle_data(self, data): self.prose += [data] * (not self.code)
+
+@functools.cache
+def html(name): return Html(site/name)
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args): pass
+
+@pytest.fixture(scope='session')
+def address():
+    "A local server of the site."
+    server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=site))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_port}/'
+    server.shutdown()
+
+@pytest.fixture(scope='session')
+def browser(tmp_path_factory):
+    "Headless Chromium with a profile of its own."
+    chromium = shutil.which(os.environ.get('CHROMIUM', 'chromium')) or shutil.which('chromium-browser') or shutil.which('google-chrome')
+    if not chromium: pytest.exit('no Chromium: apt-get install chromium, or name one by CHROMIUM=path', returncode=2)
+    with sync_playwright() as p:
+        context = p.chromium.launch_persistent_context(tmp_path_factory.mktemp('profile'), executable_path=chromium, headless=True, args=flags, viewport=desktop)
+        context.set_default_timeout(120_000)                    # a busy machine is no fault of the page
+        yield context
+        context.close()
+
+@pytest.fixture
+def tab(browser, address):
+    "A tab that remembers what went wrong in it."
+    tab, wrong = browser.new_page(), []
+    tab.on('console', lambda m: wrong.append(f'console: {m.text}') if m.type in ('error', 'warning') else None)
+    tab.on('pageerror', lambda e: wrong.append(f'script: {e}'))
+    tab.on('request', lambda r: wrong.append(f'foreign request: {r.url}') if not r.url.startswith((address, 'data:', 'blob:')) else None)
+    tab.on('requestfailed', lambda r: wrong.append(f'failed: {r.url}'))
+    tab.on('response', lambda r: wrong.append(f'{r.status}: {r.url}') if r.status >= 400 else None)
+    tab.wrong = wrong
+    yield tab
+    tab.close()
+
+def visit(tab, url):
+    "Open `url` and wait for its equations."
+    tab.goto(url, wait_until='load')
+    tab.evaluate("async () => { if (window.MathJax && MathJax.startup) await MathJax.startup.promise; await document.fonts.ready }")
+
+def too_wide(tab, size):
+    "What sticks out of the window of this size and cannot be scrolled to, or makes the page scroll sideways."
+    tab.set_viewport_size(size)
+    return tab.evaluate("""() => { const w = document.documentElement, scrolls = e => e.tagName != 'ARTICLE' && (['auto', 'scroll'].includes(getComputedStyle(e).overflowX) || scrolls(e.parentElement))
+        const said = e => `${e.tagName}.${e.className} ${e.textContent.trim().slice(0, 60)}`
+        const out = [...document.querySelectorAll('article *:not(mjx-container *)')].filter(e => e.getBoundingClientRect().right > w.clientWidth + 1 && !scrolls(e.parentElement)).slice(0, 5).map(said)
+        return w.scrollWidth <= w.clientWidth ? out : [`the page is ${w.scrollWidth} wide in ${w.clientWidth}`, ...out] }""")
+
+def test_there_is_a_page_for_every_notebook():
+    notebooks = {p.relative_to(root/'nbs').with_suffix('.html').as_posix() for p in (root/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts}
+    assert len(notebooks) > 30 and not notebooks - set(names)
+
+@pytest.mark.parametrize('name', names)
+def test_links_lead_somewhere(name):
+    broken = []
+    for link in html(name).links:
+        url = urlsplit(urljoin(f'/{name}', link))
+        if url.scheme or url.netloc: continue
+        target = site/unquote(url.path).lstrip('/')
+        if target.is_dir(): target /= 'index.html'
+        if not target.exists(): broken.append(link)
+        elif url.fragment and target.suffix == '.html' and unquote(url.fragment) not in html(target.relative_to(site).as_posix()).ids: broken.append(link)
+    assert not broken
+
+@pytest.mark.parametrize('name', names)
+def test_nothing_comes_from_elsewhere_and_pictures_have_words(name):
+    assert [u for u in html(name).loaded if urlsplit(u).netloc] == []
+    assert html(name).mute == []
+    assert not re.search(r'\$\$|\{#eq-|@eq-|\{eq\}|\{ref\}|\{py:|^:{3,}|^#\|', ''.join(html(name).prose), re.M), 'markup that was not understood'
+
+@pytest.mark.parametrize('name', names)
+def test_page_in_a_browser(name, tab, address):
+    visit(tab, address + name)
+    notebook = root/'nbs'/Path(name).with_suffix('.ipynb')
+    written = notebook.exists() and any('$' in ''.join(c['source']) for c in json.loads(notebook.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'markdown')
+    typeset = tab.locator('mjx-container').count()
+    assert typeset == html(name).maths and (typeset > 0 or not written)
+    assert tab.locator('mjx-merror, [data-mjx-error], [data-mml-node="merror"]').all_inner_texts() == []
+    assert tab.evaluate("[...document.images].filter(i => { i.loading = 'eager'; return i.complete && !i.naturalWidth }).map(i => i.src)") == []
+    assert too_wide(tab, desktop) == []
+    assert too_wide(tab, phone) == []
+    assert tab.wrong == []
+    if 'SCREENSHOTS' in os.environ and name.removesuffix('.html') in pictured: picture(tab, Path(os.environ['SCREENSHOTS'])/name.removesuffix('.html').replace('/', '-'))
+
+def picture(tab, stem):
+    "Store how the page looks at both widths, light and dark."
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    for theme in 'light', 'dark':
+        tab.evaluate('t => { document.body.dataset.theme = t }', theme)
+        for width, size in dict(desktop=desktop, phone=phone).items():
+            tab.set_viewport_size(size)
+            tab.screenshot(path=f'{stem}-{width}-{theme}.png', clip=dict(x=0, y=0, width=size['width'], height=4 * size['height']), full_page=True)
+
+@pytest.mark.parametrize('words, page', [('posterior', '00_noise.html'), ('low_discrepancy_times', 'reference/api/diffusion.html'), ('Hutchinson', '07_likelihood.html')])
+def test_search_finds(words, page, tab, address):
+    tab.goto(f'{address}search.html?q={words}')
+    tab.wait_for_selector(f'#search-results a[href*="{page}"]', timeout=15000)
+    assert tab.wrong == []
