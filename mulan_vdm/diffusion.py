@@ -251,12 +251,13 @@ def draw_times(self: Diffusion, n: int, # examples
     t, slope = (v.detach() for v in gamma_and_slope(self.clock, u))
     return t.clamp(0, 1 - 2**-24), slope
 
-# %% ../nbs/04_diffusion.ipynb #57067143
+# %% ../nbs/04_diffusion.ipynb #855381ae
 @patch
 def check(self: Diffusion, x: Tensor) -> None: # data (B, *event)
-    "Raises ValueError for another event shape, and what the codec raises for other values."
+    "Raises ValueError for another event shape or no example at all, and what the codec raises for other values."
     if x.shape[1:] != self.event_shape:
         raise ValueError(f"x has shape {tuple(x.shape)}, the model's events are {self.event_shape}: pass (B, {', '.join(map(str, self.event_shape))})")
+    if not len(x): raise ValueError("x has no examples: pass at least one")
     self.codec.check(x)
 
 # %% ../nbs/04_diffusion.ipynb #d337fd1e
