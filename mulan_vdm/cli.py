@@ -342,7 +342,7 @@ def main(argv: list[str] | None = None # words of the command line; sys.argv by 
     p.add_argument('command', choices=list(commands), help='train a model; evaluate its likelihood; sample from it; compare runs; encode images, probe and explore a latent; info on a run or on this installation')
     command = p.parse_args(argv[:1]).command
     try: train(argv[1:]) if command == 'train' else commands[command](**parse(command, argv[1:]))
-    except (ValueError, TypeError, FileNotFoundError, FileExistsError, FloatingPointError, OSError) as e:
+    except (ValueError, TypeError, FloatingPointError, OSError) as e:
         if os.environ.get('MULAN_VDM_TRACEBACK'): raise
         print(f"mulan-vdm: {' '.join(str(e).split())}", file=sys.stderr); return 1
     return 0

@@ -1,4 +1,4 @@
-"""Laws over generated shapes, types, vocabularies, noise levels and words: right to the stated digits, or refused in one line. 2,400 generated cases, the same in every run."""
+"""Laws over generated shapes, types, vocabularies, noise levels and words: right to the stated digits, or refused in one line. 2,700 generated cases, the same in every run."""
 import gc, io, itertools, math, os, contextlib
 import pytest, torch, torch.nn as nn
 from hypothesis import HealthCheck, example, given, settings, strategies as st
