@@ -107,8 +107,8 @@ def read_checked(path: Path, prefixes: tuple[str, ...], device: str) -> tuple[di
     with safe_open(path, 'pt', device='cpu') as f:
         meta = f.metadata() or {}
         if meta.get('format') != FORMAT: raise ValueError(f"it is not a checkpoint of this package (format {meta.get('format')!r})")
-        tensors, sums = {k: f.get_tensor(k) for k in f.keys() if k.startswith(prefixes)}, json.loads(meta.get('sums', '{}'))
-    if sums and meta.get('seal') != seal(meta['step'], meta['sums']): raise ValueError('truncated or damaged: its header differs from its check sum')
+        tensors, names, sums = {k: f.get_tensor(k) for k in f.keys() if k.startswith(prefixes)}, set(f.keys()), json.loads(meta.get('sums', '{}'))
+    if sums and (meta.get('seal') != seal(meta['step'], meta['sums']) or names != sums.keys()): raise ValueError('truncated or damaged: its header differs from its check sum')
     for k, v in tensors.items():
         if sums and digest(k, v) != sums.get(k): raise ValueError(f'truncated or damaged: {k} differs from its check sum')
     return {k: v.to(device) for k, v in tensors.items()}, int(meta['step'])
