@@ -28,9 +28,9 @@ def add_flags(parser: argparse.ArgumentParser, function: Callable, # its argumen
         how = dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(type=kind, nargs='*') if get_origin(doc.anno) is tuple else dict(type=kind)
         parser.add_argument(f'--{name}', default=argparse.SUPPRESS, help=f'{doc.docment or ""} (default: {doc.default})', **how)
 
-# %% ../nbs/14_cli.ipynb #9c00b6a1
+# %% ../nbs/14_cli.ipynb #f2090b0f
 model_excluded = ('event_shape', 'vocab')                                # known from the data
-fit_excluded = ('model', 'data', 'out', 'config', 'resume', 'progress')  # given by the command itself
+fit_excluded = ('model', 'data', 'out', 'config', 'resume', 'progress', 'previous', 'stop')  # given by the command itself
 
 def train_parser(system: str) -> argparse.ArgumentParser: # name of the system whose arguments are flags
     "The parser of `mulan-vdm train` for a system."
@@ -40,14 +40,15 @@ def train_parser(system: str) -> argparse.ArgumentParser: # name of the system w
     p.add_argument('--out', required=True, help='run folder')
     p.add_argument('--preset', help=f"system, data and arguments by name: {', '.join(presets)}")
     p.add_argument('--resume', action='store_true', help='continue the run in --out')
+    p.add_argument('--previous', action='store_true', help='with --resume: from the checkpoint before the last one')
     for name, kind in (('data', str), ('bits', int), ('size', int), ('path', str)): p.add_argument(f'--{name}', type=kind, help=f'of the data set: its {name if name != "data" else "name"}')
     add_flags(p.add_argument_group(f'arguments of the system {system}'), systems[system], model_excluded)
     add_flags(p.add_argument_group('arguments of training'), fit, fit_excluded)
     return p
 
-# %% ../nbs/14_cli.ipynb #f4bbe4f7
+# %% ../nbs/14_cli.ipynb #a1b1d550
 def configure(argv: list[str] # of `mulan-vdm train`
-             ) -> tuple[dict, Path, bool]: # configuration without the data's shape, run folder, resume?
+             ) -> tuple[dict, Path, dict]: # configuration without the data's shape, run folder, how to resume
     "Preset or stored configuration with the typed flags laid over it; raises ValueError for unknown names or flags that would make another model."
     import inspect
     from mulan_vdm.systems import choose, presets, read_config, systems
@@ -56,14 +57,15 @@ def configure(argv: list[str] # of `mulan-vdm train`
     known = vars(first.parse_known_args(argv)[0]); resume = known.get('resume', False)
     if resume and 'out' in known: base = read_config(known['out'])
     else: base = choose('preset', known.get('preset', 'vdm-digits'), presets)
-    typed = vars(train_parser(base['system']).parse_args(argv)); typed.pop('resume', None); out, preset = Path(typed.pop('out')), typed.pop('preset', base.get('preset'))
+    typed = vars(train_parser(base['system']).parse_args(argv)); how = {name: typed.pop(name, False) for name in ('resume', 'previous')}; out, preset = Path(typed.pop('out')), typed.pop('preset', base.get('preset'))
     data = {**base['data'], **({'name': typed.pop('data')} if 'data' in typed else {}), **{k: typed.pop(k) for k in ('bits', 'size', 'path') if k in typed}}
     arguments = set(inspect.signature(systems[base['system']]).parameters)
     model = {k: typed.pop(k) for k in tuple(typed) if k in arguments}
     changed = [k for k, v in model.items() if base['model'].get(k) != v] + (['data'] if data != base['data'] else [])
+    if how['previous'] and not resume: raise ValueError(f"--previous goes with --resume: it continues {out} from the checkpoint before the last one")
     if resume and changed: raise ValueError(f"--{changed[0]} cannot change when resuming {out}: start another run with another --out")
     config = dict(preset=preset, system=base['system'], data=data, model={**base['model'], **model}, fit={**base['fit'], **typed})
-    return config, out, resume
+    return config, out, how
 
 # %% ../nbs/14_cli.ipynb #fca9e2e0
 def draw(out: Path, model, data) -> list[Path]: # run folder, averaged model, its data; the pictures
@@ -79,19 +81,23 @@ def draw(out: Path, model, data) -> list[Path]: # run folder, averaged model, it
 
 def train(argv: list[str]) -> None: # the words after `mulan-vdm train`
     "Train a model and keep everything in a run folder."
-    config, out, resume = configure(argv)
+    config, out, how = configure(argv)
     from mulan_vdm import __version__
     from mulan_vdm.data import load
     from mulan_vdm.systems import build
-    from mulan_vdm.training import check_labels, check_run, checkpoint_path, fit, load_checkpoint
-    check_run(out, resume); data = load(**config['data'])
+    from mulan_vdm.training import check_labels, check_run, checkpoint_path, first_process, fit, load_checkpoint, sigterm
+    say = print if first_process() else lambda *_: None
+    if first_process(): check_run(out, how['resume'])
+    data = load(**config['data'])
     config['model'].update(event_shape=list(data.event_shape), vocab=data.vocab); config['version'] = __version__
     model = build(config); check_labels(model, data.train.y); now = None
-    print(f"{config['system']} on {data}\n{sum(p.numel() for p in model.parameters()):,} parameters, run folder {out}")
+    say(f"{config['system']} on {data}\n{sum(p.numel() for p in model.parameters()):,} parameters, run folder {out}")
     config['model'] = {**model.config['model'], 'event_shape': list(data.event_shape)}
-    for now in fit(model, data, out=out, config=config, resume=resume, **config['fit']): pass
-    if now is None: return print(f'{out} has its {load_checkpoint(out, ())[1]} steps already: evaluate it, or add --steps with a larger number')
-    print(f"step {now.step}: last batch {now.loss:.3f} bits/dim, {now.seconds:.0f} s\npictures: {' '.join(map(str, draw(out, now.model, data)))}\ncheckpoint: {checkpoint_path(out)}")
+    with sigterm() as stop:
+        for now in fit(model, data, out=out, config=config, stop=stop, **how, **config['fit']): pass
+    if now is None: return say(f'{out} has its {load_checkpoint(out, ())[1]} steps already: evaluate it, or add --steps with a larger number')
+    if now.step < config['fit'].get('steps', now.step): return say(f'stopped at step {now.step}, checkpoint saved: {checkpoint_path(out)}; add --resume to continue')
+    if first_process(): print(f"step {now.step}: last batch {now.loss:.3f} bits/dim, {now.seconds:.0f} s\npictures: {' '.join(map(str, draw(out, now.model, data)))}\ncheckpoint: {checkpoint_path(out)}")
 
 # %% ../nbs/14_cli.ipynb #dd50695b
 def device():
@@ -336,7 +342,7 @@ def main(argv: list[str] | None = None # words of the command line; sys.argv by 
     p.add_argument('command', choices=list(commands), help='train a model; evaluate its likelihood; sample from it; compare runs; encode images, probe and explore a latent; info on a run or on this installation')
     command = p.parse_args(argv[:1]).command
     try: train(argv[1:]) if command == 'train' else commands[command](**parse(command, argv[1:]))
-    except (ValueError, TypeError, FileNotFoundError, FileExistsError, FloatingPointError, PermissionError) as e:
+    except (ValueError, TypeError, FloatingPointError, OSError) as e:
         if os.environ.get('MULAN_VDM_TRACEBACK'): raise
         print(f"mulan-vdm: {' '.join(str(e).split())}", file=sys.stderr); return 1
     return 0
