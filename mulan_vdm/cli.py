@@ -111,9 +111,9 @@ def bound(model, data, report: dict, draws: int | None, samples: int, batch_size
     from mulan_vdm import evaluation
     extra = ''
     if samples > 1:
-        several = evaluation.importance_evaluate(model, data.test.x, samples, strata=data.test.y, batch_size=batch_size, seed=seed, T=T, progress=True); report['importance'] = several.report()
+        several = evaluation.importance_evaluate(model, data.test.x, samples, strata=data.strata, batch_size=batch_size, seed=seed, T=T, progress=True); report['importance'] = several.report()
         extra = '\n{}: {:.4f} ± {:.4f}, gain over one {:+.4f} ± {:.4f}'.format(f'{samples} latents each', *report['importance']['importance'], *report['importance']['gain'])
-    result = evaluation.evaluate(model, data.test.x, draws, data.test.y, batch_size, seed, T, progress=True); report.update(result.report(), T=T, draws=result.draws)
+    result = evaluation.evaluate(model, data.test.x, draws, data.strata, batch_size, seed, T, progress=True); report.update(result.report(), T=T, draws=result.draws)
     return result, f"{result.draws} draws each, {'continuous time' if T is None else f'{T} steps'}\n{result.table()}{extra}"
 
 def exact(model, data, report: dict, draws: int | None, n: int | None, batch_size: int, seed: int, **options) -> tuple: # Evaluation, text; fills the report
@@ -121,7 +121,7 @@ def exact(model, data, report: dict, draws: int | None, n: int | None, batch_siz
     import math, torch
     from mulan_vdm.evaluation import Evaluation
     from mulan_vdm.likelihood import ode_evaluate
-    x, strata = data.test.x[:n], data.test.y if n is None else None
+    x, strata = data.test.x[:n], data.strata if n is None else None
     flow = ode_evaluate(model, x, None, draws or 1, strata=strata, batch_size=batch_size, generator=torch.Generator().manual_seed(seed), progress=True, **options)
     result = Evaluation(*flow[:5]); report.update(result.report(), draws=flow.draws, nfe=flow.nfe.mean().item(), nfe_max=int(flow.nfe.max()), **options)
     if not math.isfinite(report['bpd_se_noise']): report['bpd_se_noise'] = None                # one draw per image does not show its noise
@@ -244,7 +244,7 @@ def probe(run: str,    # run folder
     model, config, steps = load_run(run); data = load(**config['data']); model, fresh = model.to(device()), build(config).eval().to(device())
     latent = lambda m: lambda x: m.encode(x.to(device()))[0]; flat = evaluation.in_batches(evaluation.pixels, data.train.x); d = min(model.latent.size, *flat.shape); axes = evaluation.principal(flat, max(1, d))
     rows = {f'latent, {model.latent.size} numbers': latent(model), 'the encoder before training': latent(fresh), f'principal components, {d}': lambda x: axes.project(evaluation.pixels(x)), f'pixels, {flat.shape[1]}': evaluation.pixels}
-    found = {name: evaluation.probe(*evaluation.describe(data, features), seed).report(data.test.y) for name, features in rows.items()}; report = dict(data=data.name, release=data.release, steps=steps, probes=found)
+    found = {name: evaluation.probe(*evaluation.describe(data, features), seed).report(data.strata) for name, features in rows.items()}; report = dict(data=data.name, release=data.release, steps=steps, probes=found)
     print(f"{data.name}, probes trained on {len(flat)} images, asked about {len(data.test.x)}\n{'features':32}{'linear':>7} ± {'se':7}{'5 neighbours':>12} ± {'se':7}{'NMI':>6}{'ARI':>6}")
     for name, r in found.items(): print(f"{name:32}{r['linear'][0]:7.3f} ± {r['linear'][1]:.3f}{r['neighbours'][0]:14.3f} ± {r['neighbours'][1]:.3f}  {r['nmi']:6.2f}{r['ari']:6.2f}")
     if isinstance(model.latent, Gaussian):
@@ -286,8 +286,9 @@ def installation() -> None:
     for name, p in presets.items(): print(f"preset {name:15} {p['system']} on {p['data']['name']}: " + ', '.join(f'{k}={v}' for k, v in {**p['model'], **p['fit']}.items()))
     for name, place in available().items(): print(f"data   {name:15} {place or 'not found'}")
 
-# %% ../nbs/14_cli.ipynb #4c0e6985
-def read_report(run: Path, name: str = 'report.json') -> dict | None: # None if there is none
+# %% ../nbs/14_cli.ipynb #e19ff055
+def read_report(run: Path, name: str = 'report.json') -> dict | None: # run folder, file; None if there is none
+    "A report of a run folder."
     return json.loads((run / name).read_text()) if (run / name).exists() else None
 
 def compare(runs: list[str],              # run folders, evaluated
@@ -302,7 +303,7 @@ def compare(runs: list[str],              # run folders, evaluated
     runs = [Path(run) for run in runs]; reports = [read_report(run) for run in runs]
     for run, r in zip(runs, reports):
         if r is None: raise FileNotFoundError(f"{run} has no report.json: evaluate it first")
-    values = [torch.tensor(np.load(run / 'per_image.npz')['bpd']) for run in runs]; strata, width = load(**read_config(runs[0])['data']).test.y, max(12, *(len(str(run)) for run in runs)) + 2
+    values = [torch.tensor(np.load(run / 'per_image.npz')['bpd']) for run in runs]; strata, width = load(**read_config(runs[0])['data']).strata, max(12, *(len(str(run)) for run in runs)) + 2
     print(f"{'run':{width}}{'system':8}{'bits/dim':>9} ± {'se':6}{'latent':>8}{'- first':>10} ± {'se':6}{'steps':>7}{'parameters':>12}{'seconds':>9}")
     for run, r, bpd in zip(runs, reports, values):
         same = all(r[k] == reports[0][k] for k in ('data', 'release', 'n', 'seed', 'draws', 'T'))

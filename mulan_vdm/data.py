@@ -29,6 +29,10 @@ class Data(NamedTuple):
     event_shape: tuple # shape of one example: (C, H, W) or (2,)
     train: Split # for fitting
     test: Split # for judging, each example exactly once
+    @property
+    def strata(self) -> torch.Tensor | None: # class of each test example, or None
+        "Classes of the test split where the data set fixes how many there are of each; in a folder of images their numbers are chance."
+        return None if self.name == 'folder' else self.test.y
     def __repr__(self):
         return f'{self.name}: {self.release}; vocab {self.vocab}, event {self.event_shape}, train {len(self.train.x)}, test {len(self.test.x)}'
 
