@@ -36,7 +36,7 @@ demo: $(INSTALLED) ## train VDM and MuLAN on the digits in runs/demo (DEMO_STEPS
 test: $(INSTALLED) ## sync check, every notebook, then the tests
 	$(BIN)/python .ci/sync.py
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 nbs: $(INSTALLED) ## run notebooks and store their outputs: all, or NB="nbs/00_noise.ipynb ..."; FLAGS=slow runs flagged cells too
 	$(BIN)/python .ci/execute.py $(NB) --flags "$(FLAGS)"
