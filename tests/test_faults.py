@@ -34,8 +34,8 @@ server = textwrap.dedent("""
     folder, source = Path(sys.argv[2]), test_faults.training.__file__
 
     def life(run, line=None, delay=None, count=False):
-        "Train in a child; kill it when it has executed so many lines of training.py, or after so many seconds. Exit status, lines."
-        started, start = os.pipe(); r, w = os.pipe(); pid = os.fork()
+        "Train in a child; kill it when it has executed so many lines of training.py, or so many seconds after its first step. Exit status, lines."
+        r, w = os.pipe(); pid = os.fork()
         if pid == 0:
             lines = 0
             def local(frame, event, arg):
@@ -44,24 +44,26 @@ server = textwrap.dedent("""
                     lines += 1
                     if lines == line: os.kill(os.getpid(), signal.SIGKILL)
                 return local
-            os.write(start, b'x')
             if line or count: sys.settrace(lambda frame, event, arg: local if frame.f_code.co_filename == source else None)
             try: test_faults.train(run)
             except BaseException: sys.settrace(None); import traceback; traceback.print_exc(); os._exit(1)
             sys.settrace(None); os.write(w, str(lines).encode()); os._exit(0)
-        os.close(w); os.close(start); os.read(started, 1); os.close(started)
-        if delay is not None: time.sleep(delay); os.kill(pid, signal.SIGKILL)
+        os.close(w)
+        if delay is not None:                                             # from its first step on
+            written = run / 'metrics.jsonl'; before = written.stat().st_mtime_ns if written.exists() else 0
+            while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) and not (written.exists() and written.stat().st_size and written.stat().st_mtime_ns > before): time.sleep(0.001)
+            time.sleep(delay); os.kill(pid, signal.SIGKILL)
         status = os.waitpid(pid, 0)[1]; n = os.read(r, 20); os.close(r)
         return status, int(n or 0)
 
-    begin = time.monotonic(); status, total = life(folder / 'whole', count=True); seconds = time.monotonic() - begin; assert status == 0
+    status, total = life(folder / 'whole', count=True); assert life(folder / 'timed')[0] == status == 0; seconds = json.loads((folder / 'timed' / 'metrics.jsonl').read_text().splitlines()[-1])['seconds']
     rng, where, runs = random.Random(0), [], 0
     for way in ('line', 'delay'):
         kills = 0
         while kills < 10:
             run = folder / f'run{runs}'; runs += 1
-            while True:
-                how = {} if kills == 10 else dict(line=rng.randrange(1, total // 4)) if way == 'line' else dict(delay=rng.uniform(0, seconds / 4))
+            for again in range(9):                                # a life or two cut short, then one to the end
+                how = {} if kills == 10 or again > 1 else dict(line=rng.randrange(1, total)) if way == 'line' else dict(delay=rng.uniform(0, seconds))
                 status, _ = life(run, **how)
                 assert status == 0 or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL), status
                 kills += status != 0; checkpoint = test_faults.checkpoint_path(run)
