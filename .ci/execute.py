@@ -3,7 +3,7 @@
 As in `nbdev_test`, cells marked `eval: false`, cells under a flag of `tst_flags` and notebooks marked `skip_exec`
 are not run: they keep the outputs they have. Standard error and live widgets are not stored.
 """
-import os, sys, time
+import os, re, sys, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,8 +23,8 @@ fixed = dict(PYTHONHASHSEED='0', OMP_NUM_THREADS='1', COLUMNS='80')
 widget = 'application/vnd.jupyter.widget-view+json'
 
 def stored(outputs):
-    "The `outputs` worth keeping: no standard error, no view of a widget whose model ends with the process."
-    kept = [o for o in outputs if o.get('name') != 'stderr']
+    "The `outputs` worth keeping: no standard error, no erased lines, no view of a widget whose model ends with the process."
+    kept = [o for o in outputs if o.get('name') != 'stderr' and not (o.get('name') == 'stdout' and re.fullmatch(r'(\x1b\[2K|\s)*', ''.join(o['text'])))]
     for o in kept: o.get('data', {}).pop(widget, None)
     return kept
 

@@ -92,8 +92,12 @@ class RealCodec:
         "Raises TypeError unless x is floating point, ValueError unless it is finite."
         if not x.is_floating_point(): raise TypeError(f"x has dtype {x.dtype}: real-valued data must be floating point; use Codec(vocab) for integers")
         if not x.isfinite().all(): raise ValueError("x has values that are not finite: clean the data first")
-    def encode(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor: return x.to(dtype)
-    def decode(self, z_0: Tensor, gamma_0: Tensor) -> Tensor: return z_0 / alpha(gamma_0)
+    def encode(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        "The data themselves, in the model's precision."
+        return x.to(dtype)
+    def decode(self, z_0: Tensor, gamma_0: Tensor) -> Tensor:
+        "The most probable data given z_0, the mean of the decoder: z_0 / alpha_0."
+        return z_0 / alpha(gamma_0)
     def log_prob(self, x: Tensor, z_0: Tensor, gamma_0: Tensor) -> Tensor:
         "log N(x; z_0 / alpha_0, exp(gamma_0)), nats per dimension."
         return -0.5 * ((x - z_0 / alpha(gamma_0))**2 * torch.exp(-gamma_0) + gamma_0 + math.log(2 * math.pi))

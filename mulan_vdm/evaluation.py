@@ -143,8 +143,12 @@ class Judge(nn.Module):
         self.codec, self.encoder, self.head = Codec(vocab), Encoder(event_shape, features, channels, scale=1.), nn.Linear(features, classes)
         self.register_buffer('mean', torch.zeros(features)); self.register_buffer('std', torch.ones(features))
 
-    def raw(self, x: Tensor) -> Tensor: return self.encoder(self.codec.encode(x))
-    def logits(self, x: Tensor) -> Tensor: return self.head(F.silu(self.raw(x)))
+    def raw(self, x: Tensor) -> Tensor:
+        "Features before standardization, (B, features)."
+        return self.encoder(self.codec.encode(x))
+    def logits(self, x: Tensor) -> Tensor:
+        "Logits of the classes, (B, classes)."
+        return self.head(F.silu(self.raw(x)))
     def forward(self, x: Tensor) -> Tensor: return (self.raw(x) - self.mean) / self.std
 
 @torch.no_grad()
@@ -243,7 +247,9 @@ def probe(train: Split,  # features (N, D) and labels
     return Probes(*right, float(normalized_mutual_info_score(truth, clusters)), float(adjusted_rand_score(truth, clusters)))
 
 # %% ../nbs/11_evaluation.ipynb #1e0c6761
-def pixels(x: Tensor) -> Tensor: return x.flatten(1).float()   # integer images (N, *event) as they are, (N, D)
+def pixels(x: Tensor) -> Tensor: # integer images (N, *event) to (N, D)
+    "The image as its own features."
+    return x.flatten(1).float()
 
 def describe(data: Data, features: Callable[[Tensor], Tensor] # of integer images
             ) -> tuple[Split, Split]: # features and labels, train and test
@@ -256,8 +262,12 @@ class Axes(NamedTuple):
     directions: Tensor # of length one, (d, D)
     spread: Tensor     # standard deviation along each (d,)
 
-    def project(self, x: Tensor) -> Tensor: return (x - self.center) @ self.directions.T # (N, D) to (N, d)
-    def at(self, c: Tensor) -> Tensor: return self.center + (c * self.spread) @ self.directions # coordinates in standard deviations (N, d) to (N, D)
+    def project(self, x: Tensor) -> Tensor: # (N, D) to (N, d)
+        "Coordinates along the directions, from the center."
+        return (x - self.center) @ self.directions.T
+    def at(self, c: Tensor) -> Tensor: # (N, d) to (N, D)
+        "The point at given coordinates, in standard deviations."
+        return self.center + (c * self.spread) @ self.directions
 
 def principal(x: Tensor, # (N, D)
               d: int     # how many directions

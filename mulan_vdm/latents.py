@@ -23,20 +23,24 @@ class Latent(nn.Module):
     def forward(self, x: Tensor, # data (B, *event), coded to [-1, 1]
                 generator: torch.Generator | None = None # of the draw
                ) -> tuple[Tensor | None, Tensor]: # w, KL(q(w|x) || p(w)) in nats (B,)
+        "A draw of w for each image, and what it costs on average."
         raise NotImplementedError(f"{type(self).__name__} must define forward(x, generator=None) -> w, kl")
 
     def prior(self, n: int, # how many
               generator: torch.Generator | None = None
              ) -> Tensor | None: # n draws of w from p(w)
+        "Draws from the prior, (n, size)."
         raise NotImplementedError(f"{type(self).__name__} must define prior(n, generator=None) -> w")
 
     def log_ratio(self, w: Tensor | None, # a draw for each image
                   x: Tensor               # the images (B, *event), coded
                  ) -> Tensor:             # log q(w|x) - log p(w), nats (B,)
+        "What given draws cost: their mean over q(w|x) is the divergence, nats (B,)."
         raise NotImplementedError(f"{type(self).__name__} must define log_ratio(w, x)")
 
     def moments(self, x: Tensor # data (B, *event), coded to [-1, 1]
                ) -> tuple[Tensor, Tensor]: # mean and standard deviation of w given x, (B, size)
+        "What the encoder says of an image without drawing: mean and standard deviation of every number of w."
         raise NotImplementedError(f"{type(self).__name__} must define moments(x) -> mean, std")
 
 # %% ../nbs/03_latents.ipynb #e3f2a398
@@ -59,6 +63,7 @@ class EncodedLatent(Latent):
 
     def encode(self, x: Tensor # data (B, *event)
               ) -> Tensor:     # parameters of q(w|x), (B, width)
+        "The encoder's answer in the latent's precision. Raises ValueError for another width."
         out = self.encoder(x)
         if out.shape != (len(x), self.width):
             raise ValueError(f"encoder answers in shape {tuple(out.shape)}, {type(self).__name__} reads {(len(x), self.width)}: give its last layer {self.width} outputs")
@@ -89,6 +94,7 @@ class Gaussian(EncodedLatent):
 # %% ../nbs/03_latents.ipynb #bf743eae
 def coin_moments(p: Tensor # probability that an entry of w is one
                 ) -> tuple[Tensor, Tensor]: # its mean and standard deviation
+    "Moments of an entry that is one or zero, @eq-coin-moments."
     return p, (p * (1 - p)).clamp(min=0).sqrt()
 
 class Categorical(EncodedLatent):
@@ -258,6 +264,7 @@ class KHot(EncodedLatent):
         self.k, self.estimator, self.bound = k, estimator, bound
 
     def logits(self, x: Tensor) -> Tensor: # (B, m)
+        "Logits of the items, kept inside the bound if there is one."
         theta = self.encode(x)
         return theta if self.bound is None else self.bound * torch.tanh(theta / self.bound)
 

@@ -24,12 +24,15 @@ class GaussianOracle(nn.Module):
         self.register_buffer('mean', mean); self.register_buffer('cov', cov)
 
     def sample(self, n: int) -> Tensor: # (n, D)
+        "Vectors drawn from the distribution."
         return MultivariateNormal(self.mean, self.cov).sample((n,))
 
     def log_prob(self, x: Tensor) -> Tensor: # nats (B,)
+        "True log-density of vectors (B, D)."
         return MultivariateNormal(self.mean, self.cov).log_prob(x)
 
     def noisy(self, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]: # A as (B, D), mean and covariance of z
+        "The distribution of z at a noise level, which may differ between dimensions."
         a, s = (f(gamma).expand(-1, len(self.mean)) for f in (alpha, sigma))
         return a, a * self.mean, a[:, :, None] * self.cov * a[:, None] + torch.diag_embed(s**2)
 
@@ -56,6 +59,7 @@ class MixtureOracle(nn.Module):
         self.register_buffer('levels', self.codec.encode(torch.arange(tables.shape[-1]), tables.dtype))
 
     def sample(self, n: int) -> Tensor: # pixels (n, *event)
+        "Images drawn from the distribution."
         c = torch.multinomial(self.log_weights.exp(), n, replacement=True)
         return torch.distributions.Categorical(self.tables[c]).sample().reshape(n, *self.event_shape)
 
@@ -67,6 +71,7 @@ class MixtureOracle(nn.Module):
 # %% ../nbs/05_oracles.ipynb #922c02ce
 @patch
 def pixelwise(self: MixtureOracle, z: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]: # log q(z_d|c), E[x_d|z_d, c]; both (B, D, K)
+    "Each pixel given each component: log-density of its noisy value in nats, and its best estimate."
     z, gamma = z.flatten(1), gamma.expand_as(z).flatten(1)
     energy = -0.5 * ((z / sigma(gamma))[..., None] - torch.exp(-gamma / 2)[..., None] * self.levels)**2
     top = energy.amax(-1, keepdim=True); near = torch.exp(energy - top).transpose(0, 1)       # (D, B, vocab)

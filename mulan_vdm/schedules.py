@@ -44,9 +44,12 @@ class Schedule(nn.Module):
         return (lo + hi) / 2
 
     def at(self, t: Tensor, rest: Tensor, # 1 - t, for a schedule that can use the digits t has lost near one
-           w: Tensor | None = None) -> Tensor: return self(t, w)
+           w: Tensor | None = None) -> Tensor: # gamma
+        "gamma at t, given 1 - t as well: near one it holds digits that t has lost."
+        return self(t, w)
 
     def times(self, gamma: Tensor, w: Tensor | None = None) -> tuple[Tensor, Tensor]: # t, 1 - t
+        "The time of a noise level and its distance to one, each with all its digits where the schedule can."
         t = self.inverse(gamma, w); return t, 1 - t
 
     @torch.no_grad()
@@ -148,6 +151,7 @@ class Polynomial(Between):
         self.coefficients = nn.Parameter(torch.zeros(3, *event_shape))
 
     def integral(self, t: Tensor, w: Tensor | None = None) -> tuple[Tensor, Tensor]: # P(t), P(1)
+        "The squared parabola integrated from 0 to t, and to 1."
         a, b, c = self.coefficients if self.network is None else (self.coefficients + self.network(w)).unbind(1)
         c = 1 + c; powers = (self.delta + c**2, b * c, (b**2 + 2 * a * c) / 3, a * b / 2, a**2 / 5)
         return sum(p * t**(n + 1) for n, p in enumerate(powers)), sum(powers)
@@ -171,6 +175,7 @@ class MonotonePerDim(Between):
         self.heights = nn.Parameter(torch.zeros(1 + steps, *event_shape))
 
     def features(self, t: Tensor) -> Tensor: # (..., 1 + steps)
+        "The straight line and the steps at t, each from 0 at t = 0 to 1 at t = 1."
         t = t[..., None]; return torch.cat([t, torch.sigmoid((t - self.place) * torch.exp(-self.log_width))], -1)
 
     def shape(self, t: Tensor, w: Tensor | None = None) -> Tensor:
@@ -271,6 +276,7 @@ def interpolate(x: Tensor,  # where, any shape
 class Piecewise(Schedule):
     "gamma linear in t between knots; subclasses define `knots`."
     def knots(self) -> tuple[Tensor, Tensor]: # times from 0 to 1, levels; (n,)
+        "Where the line bends."
         raise NotImplementedError(f"{type(self).__name__} must define knots() -> times, gammas")
 
     def forward(self, t: Tensor, w: Tensor | None = None) -> Tensor:

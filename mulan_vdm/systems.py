@@ -49,7 +49,8 @@ def system(function: Callable[..., Diffusion]) -> Callable[..., Diffusion]:
     return configured
 
 # %% ../nbs/12_systems.ipynb #1249e63e
-def waves(first: float, last: float) -> list[float]: # exponents of Fourier features in steps of one; none if last is smaller
+def waves(first: float, last: float) -> list[float]:
+    "Exponents of Fourier features from first to last in steps of one; none if last is smaller."
     return [first + i for i in range(math.floor(last - first) + 1)]
 
 def denoiser(event_shape: tuple[int, ...], channels: int, blocks: int, fourier: tuple[float, float], # first and last exponent

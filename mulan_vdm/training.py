@@ -33,7 +33,8 @@ from .data import Data, batches
 from .diffusion import Diffusion, Share, Terms, bits_per_dim
 
 # %% ../nbs/10_training.ipynb #d8ee22e4
-def mixed(*key: int) -> int: # a seed that differs unrelatedly between neighbouring keys
+def mixed(*key: int) -> int:
+    "A seed that differs unrelatedly between neighbouring keys."
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
 @contextlib.contextmanager
@@ -57,14 +58,16 @@ def moving_average(model: nn.Module, # what is trained
 # %% ../nbs/10_training.ipynb #e5bfccbd
 FORMAT = 'mulan_vdm checkpoint 1'
 
-def checkpoint_path(run: Path | str, previous: bool = False) -> Path: # the run folder's checkpoint, or the one before it
+def checkpoint_path(run: Path | str, previous: bool = False) -> Path: # file
+    "The run folder's checkpoint, or the one before it."
     return Path(run) / 'checkpoint' / ('previous.safetensors' if previous else 'state.safetensors')
 
 def digest(name: str, v: Tensor) -> int: # on the CPU
     "CRC-32 of a tensor's name, type, shape and bytes."
     return zlib.crc32(v.contiguous().reshape(-1).view(torch.uint8).numpy(), zlib.crc32(f'{name} {v.dtype} {tuple(v.shape)}'.encode()))
 
-def seal(step: str, sums: str) -> str: # of the header
+def seal(step: str, sums: str) -> str:
+    "CRC-32 of the header: the step and the sums of the tensors."
     return str(zlib.crc32(f'{step} {sums}'.encode()))
 
 def sync(path: Path) -> None: # a file or a folder
@@ -303,7 +306,8 @@ class Progress(NamedTuple):
     seconds: float    # trained so far, over all resumes
     model: Diffusion  # the averaged model
 
-    def line(self) -> str: # one line of metrics.jsonl
+    def line(self) -> str: # JSON
+        "One line of metrics.jsonl; losses in bits/dim."
         values = dict(step=self.step, loss=self.loss, **self.terms, lr=self.lr, grad_norm=self.grad_norm, seconds=round(self.seconds, 3))
         return json.dumps(values) + '\n'
 
@@ -343,7 +347,8 @@ def check_labels(model: Diffusion, y: Tensor | None # labels of the training set
         raise ValueError(f"classes={classes} but the data has " + ('no labels: set classes=0' if y is None else f'labels {int(y.min())}..{int(y.max())}: set classes={int(y.max()) + 1}'))
     return classes > 0
 
-def first_process() -> bool: # of those that one launcher started
+def first_process() -> bool:
+    "Is this the first of the processes that one launcher started, the one that writes?"
     return int(os.environ.get('RANK', 0)) == 0
 
 def started(precision: str): # accelerate's mixed precision; the Accelerator
