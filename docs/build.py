@@ -158,7 +158,7 @@ def code(cell, book, page, before):
     if 'export' in flags: tags.append('export'); yield as_markdown(f"({anchor(page.name, stored['id'])})=")
     if flags.get('echo') == 'false': tags.append('remove-input')
     if flags.get('code-fold') == 'true': tags.append('hide-input')
-    outputs = [] if flags.get('output') == 'false' else stored['outputs']
+    outputs = [] if flags.get('output') == 'false' else [o for o in stored['outputs'] if not ''.join(o.get('data', {}).get('text/plain', '')).startswith('interactive(')]    # sliders need a kernel; their figures stay
     run = []                                                    # markdown outputs become cells of their own, in their place
     for out in outputs:
         rich = out.get('data', {}).get('text/markdown')
