@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/installed
 DOCS := .venv/docs
+BENCH := .venv/bench
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_NO_INPUT := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -10,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 DEMO := runs/demo
 DEMO_STEPS ?= 350
 
-.PHONY: help demo test nbs sync export readme docs docs-test clean
+.PHONY: help demo test nbs bench sync export readme docs docs-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +24,10 @@ $(INSTALLED): settings.ini setup.py
 
 $(DOCS): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet -e '.[dev,docs]'
+	@touch $@
+
+$(BENCH): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -e '.[dev,bench]'
 	@touch $@
 
 demo: $(INSTALLED) ## train VDM and MuLAN on the digits in runs/demo (DEMO_STEPS=350), one row each, samples, the schedule per pixel; again to resume
@@ -40,6 +45,9 @@ test: $(INSTALLED) ## sync check, every notebook, then the tests
 
 nbs: $(INSTALLED) ## run notebooks and store their outputs: all, or NB="nbs/00_noise.ipynb ..."; FLAGS=slow runs flagged cells too
 	$(BIN)/python .ci/execute.py $(NB) --flags "$(FLAGS)"
+
+bench: $(BENCH) ## measure speed and memory on one thread, print the tables and store them (nbs/reports/studies/speed.json)
+	$(BIN)/python .ci/bench.py
 
 sync: $(INSTALLED) ## check that notebooks, modules and README agree
 	$(BIN)/python .ci/sync.py
