@@ -181,7 +181,7 @@ bad = [(dict(n=0), ['n=0', 'at least 1']), (dict(steps=0), ['steps=0', 'at least
        (dict(grid=[1., 2., 3.]), ['level 1 of 2', 'falling']), (dict(grid=[3., 2., 2.]), ['level 2 of 2', 'falling']), (dict(grid=[3., math.nan, 2.]), ['level 1 of 2', 'finite']),
        (dict(grid=[3., 2., -math.inf]), ['level 2 of 2', 'clean=True']), (dict(grid=[3., 2.]), ['grid has shape (2,)', 'steps + 1 = 3']), (dict(grid=lambda level, u: level(1 - u)), ['level 1 of 2', 'falling']),
        (dict(guidance=2.), ['guidance=2', 'pass y']), (dict(guidance=math.inf, y=[0, 1, 2]), ['guidance=inf', 'finite']), (dict(clip=-1.), ['clip=-1', 'positive']),
-       (dict(w=[[0.], [1.]]), ['w has 2 rows', 'n=3']), (dict(y=[0, 1]), ['(2,)', '3 integer labels']), (dict(y=[0., 1., 2.]), ['float', '3 integer labels']), (dict(step=partial(ode_step, tolerance=-1.)), ['tolerance=-1', '1e-5'])]
+       (dict(w=[[0.], [1.]]), ['w has shape (2, 1)', 'n=3']), (dict(y=[0, 1]), ['(2,)', '3 integer labels']), (dict(y=[0., 1., 2.]), ['float', '3 integer labels']), (dict(step=partial(ode_step, tolerance=-1.)), ['tolerance=-1', '1e-5'])]
 @pytest.mark.parametrize('options, said', bad)
 def test_bad_input_is_named(options, said):
     options = dict(n=3, steps=2) | options; options |= {k: torch.tensor(options[k]) for k in 'wy' if k in options}
