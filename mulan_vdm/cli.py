@@ -101,9 +101,9 @@ def train(argv: list[str]) -> None: # the words after `mulan-vdm train`
 
 # %% ../nbs/14_cli.ipynb #dd50695b
 def device():
-    "The accelerator if there is one, else the CPU."
-    import torch
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
+    "This process's accelerator if there is one, else the CPU. Processes that were started together find each other here."
+    from accelerate import PartialState
+    return PartialState().device
 
 # %% ../nbs/14_cli.ipynb #7e57159e
 def bound(model, data, report: dict, draws: int | None, samples: int, batch_size: int, T: int | None, seed: int) -> tuple: # Evaluation, text; fills the report
@@ -143,13 +143,14 @@ def evaluate(run: str,             # run folder
     import numpy as np
     from mulan_vdm.data import load
     from mulan_vdm.systems import choose, load_run
-    from mulan_vdm.training import write_whole
+    from mulan_vdm.training import first_process, write_whole
     from mulan_vdm.plots import read_metrics
     choose('method', method, dict(vlb=bound, ode=exact)); model, config, steps = load_run(run); data = load(**config['data']); start = time.time()
     report = {'data': data.name, 'release': data.release, 'split': 'test', 'method': method, 'seed': seed, 'steps': steps, 'system': config['system'], 'params': sum(p.numel() for p in model.parameters()), 'seconds': read_metrics(run)['seconds'][-1]}
     model = model.to(device())
     if method == 'vlb': result, text = bound(model, data, report, draws, samples, batch_size, T, seed)
     else: result, text = exact(model, data, report, draws, n, batch_size, seed, tolerance=tolerance, trace=trace, dequantization=dequantization)
+    if not first_process(): return
     report['evaluation_seconds'] = round(time.time() - start, 1); tail = '' if method == 'vlb' else '_ode'
     write_whole(Path(run) / f'report{tail}.json', json.dumps(report, indent=2) + '\n'); np.savez(Path(run) / f'per_image{tail}.npz', bpd=result.bpd, **result.terms)
     print(f"{data.name}, test split, {len(result.bpd)} images, {text}\nreport: {Path(run) / f'report{tail}.json'}")
@@ -181,9 +182,11 @@ def sample(run: str,              # run folder
     from mulan_vdm import sampling
     from mulan_vdm.systems import load_run
     from mulan_vdm.plots import plot_images
+    from mulan_vdm.training import first_process
     model, config, trained = load_run(run); w = None if latents is None else read_latents(latents)[:n]; n = n if w is None else len(w); y, start = labels(model, n, label), time.time()
     how = dict(steps=steps, step=step, grid=grid, guidance=guidance, clip=clip, clean=clean)
     x = sampling.sample(model.to(device()), n, progress=True, generator=torch.Generator(device()).manual_seed(seed), batch_size=batch_size, w=None if w is None else w.to(device()), y=None if y is None else y.to(device()), **how).cpu()
+    if not first_process(): return
     out, seconds = Path(run), time.time() - start; np.save(out / 'samples.npy', x.numpy()); shown = x[:100]
     plot_images(shown, model.codec.vocab, columns=max(1, round(len(shown)**0.5)), title=f"{config['system']} on {config['data']['name']}, {trained} training steps, {steps} steps of {step}" + (f', label {label}' if label is not None else '') + (f', guidance {guidance:g}' if guidance != 1 else '')).savefig(out / 'samples.png', dpi=150)
     print(f"{n} samples in {seconds:.1f} s\npicture: {out / 'samples.png'}\narray: {out / 'samples.npy'}")

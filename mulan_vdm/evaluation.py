@@ -13,11 +13,12 @@ import math
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from functools import partial
 from torch import Tensor
 from typing import Callable, NamedTuple
 from tqdm.auto import tqdm
 from .data import Data, Split, batches
-from .diffusion import Codec, Diffusion, bits_per_dim
+from .diffusion import Codec, Diffusion, bits_per_dim, share_out
 from .latents import NoLatent, cross_fitted
 from .nets import Encoder
 from .noise import gaussian_kl
@@ -83,13 +84,15 @@ def evaluate(model: Diffusion,     # usually the averaged one
     if draws is None: draws = max(2, 2**15 // max(1, len(x)))
     if draws < 2 or len(x) == 0: raise ValueError(f"draws={draws} on {len(x)} images: at least 2 draws and one image are needed for an error estimate")
     training, device = model.training, model.reference.device; model.eval()
-    generator, parts = torch.Generator(device).manual_seed(seed), []
-    for batch in tqdm(x.split(batch_size), 'evaluating', disable=not progress):
-        times = even_times(len(batch), draws, generator, model.reference.dtype)
-        runs = [model(batch.to(device), T=T, t=t, generator=child(generator)) for t in times]
-        parts.append(torch.stack([torch.stack(run[:4]) for run in runs]).double().cpu())        # (K, 4, B)
-    model.train(training)
-    bits = bits_per_dim(torch.cat(parts, -1), model.event_shape)                                # (K, 4, N)
+    generator = torch.Generator(device).manual_seed(seed)
+    def terms(batch: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:                  # (4, B)
+        return torch.stack(model(batch.to(device), T=T, t=t, generator=generator)[:4]).double().cpu()
+    jobs = [partial(terms, batch, t, child(generator)) for batch in x.split(batch_size)
+            for t in even_times(len(batch), draws, generator, model.reference.dtype)]
+    try: found = share_out(jobs, title='evaluating' * progress)
+    finally: model.train(training)
+    nats = [torch.stack(found[i:i + draws]) for i in range(0, len(found), draws)]               # (K, 4, B) each
+    bits = bits_per_dim(torch.cat(nats, -1), model.event_shape)                                 # (K, 4, N)
     return Evaluation(bits.mean(0).sum(0), dict(zip(('reconstruction', 'prior', 'diffusion', 'latent'), bits.mean(0))), bits[:, 2].std(0) / math.sqrt(draws), draws, strata)
 
 # %% ../nbs/11_evaluation.ipynb #1c934e90
@@ -118,16 +121,19 @@ def importance_evaluate(model: Diffusion,  # with a latent
     if isinstance(model.latent, NoLatent): raise ValueError("the model has no latent to draw several of: evaluate it with samples=1")
     if samples < 1 or draws < 2 or draws % 2: raise ValueError(f"samples={samples}, draws={draws}: at least one latent, and an even number of draws for each")
     training, device = model.training, model.reference.device; model.eval()
-    generator, parts = torch.Generator(device).manual_seed(seed), []
-    for batch in tqdm(x.split(batch_size), 'evaluating', disable=not progress):
-        batch, costs = batch.to(device), []
-        for _ in range(samples):
-            w, _ = model.latent(model.codec.encode(batch, model.reference.dtype), child(generator))
-            times = [even_times(len(batch), draws // 2, generator, model.reference.dtype) for _ in range(2)]
-            costs.append([torch.stack([model(batch, T=T, t=t, w=w, generator=child(generator)).vlb for t in half]).double().mean(0) for half in times])
-        first, second = (torch.stack(half) for half in zip(*costs))                            # (K, B)
-        parts.append(torch.stack([cross_fitted(first, second), (first + second).mean(0) / 2]).cpu())
-    model.train(training)
+    generator = torch.Generator(device).manual_seed(seed)
+    def numbers(n: int) -> tuple: # for n images: what draws w; times; what draws the noise at each
+        draws_w = child(generator); times = [even_times(n, draws // 2, generator, model.reference.dtype) for _ in range(2)]
+        return draws_w, torch.cat(times), [child(generator) for _ in range(draws)]
+    def costs(batch: Tensor, draws_w: torch.Generator, times: Tensor, noises: list[torch.Generator]) -> Tensor: # of one latent, by each half of the times (2, B)
+        batch = batch.to(device); w, _ = model.latent(model.codec.encode(batch, model.reference.dtype), draws_w)
+        nats = torch.stack([model(batch, T=T, t=t, w=w, generator=noise).vlb for t, noise in zip(times, noises)])
+        return torch.stack([half.double().mean(0) for half in nats.chunk(2)]).cpu()
+    jobs = [partial(costs, batch, *numbers(len(batch))) for batch in x.split(batch_size) for _ in range(samples)]
+    try: found = share_out(jobs, title='evaluating' * progress)
+    finally: model.train(training)
+    halves = [torch.stack(found[i:i + samples], 1) for i in range(0, len(found), samples)]     # (2, K, B) each
+    parts = [torch.stack([cross_fitted(*half), half.sum(0).mean(0) / 2]) for half in halves]
     bits = bits_per_dim(torch.cat(parts, -1), model.event_shape)
     return ImportanceEvaluation(bits[0], bits[1], samples, draws, strata)
 

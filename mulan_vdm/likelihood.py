@@ -11,13 +11,13 @@ __all__ = ['dequantizations', 'trace_names', 'flow', 'divergence', 'check_solver
 import math
 import torch
 import torch.nn.functional as F
+from functools import partial
 from torch import Tensor
 from torchode import AutoDiffAdjoint, InitialValueProblem, ODETerm, PIDController, Status, Tsit5
-from tqdm.auto import tqdm
 from typing import Callable, NamedTuple
 from .noise import alpha, sigma
 from .schedules import gamma_and_slope
-from .diffusion import Diffusion, bits_per_dim
+from .diffusion import Diffusion, bits_per_dim, share_out
 from .latents import cross_fitted
 
 # %% ../nbs/07_likelihood.ipynb #22e051f6
@@ -240,7 +240,8 @@ def ode_evaluate(model: Diffusion,      # usually the averaged one
     seeds = torch.randint(2**62, (len(x),), generator=generator, device=generator.device if generator else 'cpu')
     training = model.training; model.eval()
     try:
-        parts = torch.cat([follow(model, x[i], None if y is None else y[i], seeds[i].tolist(), draws, trace, probes, dequantization, importance, **solver)
-                           for i in tqdm(torch.arange(len(x)).split(batch_size), 'following the flow', disable=not progress)], 1)
+        jobs = [partial(follow, model, x[i], None if y is None else y[i], seeds[i].tolist(), draws, trace, probes, dequantization, importance, **solver)
+                for i in torch.arange(len(x)).split(batch_size)]
+        parts = torch.cat(share_out(jobs, title='following the flow' * progress), 1)
     finally: model.train(training)
     return in_bits(parts, model.event_shape, importance, strata)

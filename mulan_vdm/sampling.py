@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Denoise', 'Step', 'Grid', 'samplers', 'Level', 'grids', 'flows', 'ddpm_step', 'ddpm_large_step', 'ddim_step',
            'heun_step', 'Maker', 'one_level', 'churn_step', 'churned_heun', 'dpmpp_2m', 'ode_step', 'time_grid',
-           'logsnr_grid', 'rho_grid', 'levels', 'guided', 'chunked', 'Stage', 'check_request', 'named', 'trajectory',
-           'sample', 'interpolate']
+           'logsnr_grid', 'rho_grid', 'levels', 'guided', 'indices', 'chunked', 'Stage', 'check_request', 'named',
+           'trajectory', 'sample', 'interpolate']
 
 # %% ../nbs/06_sampling.ipynb #84cb1366
 import math
@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from torchode import AutoDiffAdjoint, InitialValueProblem, ODETerm, PIDController, Tsit5
 from tqdm.auto import tqdm
 from .noise import alpha, posterior, sigma, transition
-from .diffusion import Diffusion
+from .diffusion import Diffusion, processes, share_out
 
 Denoise = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]     # z_t, gamma_t -> x_hat, eps_hat
 Step = Callable[[Denoise, Tensor, Tensor, Tensor, Tensor], Tensor]  # denoise, z_t, gamma_t, gamma_s, noise -> z_s
@@ -184,14 +184,18 @@ def guided(model: Diffusion, z: Tensor, gamma: Tensor, w: Tensor | None, y: Tens
     x_hat = pair[0].clamp(-clip, clip)
     return x_hat, (z - alpha(gamma) * x_hat) / sigma(gamma)
 
+def indices(n: int, batch_size: int | None, device: torch.device | str) -> tuple[Tensor, ...]: # of each chunk
+    "n examples in chunks of batch_size at most, a chunk at least for every process."
+    return torch.arange(n, device=device).split(min(batch_size or n, math.ceil(n / processes()[1])))
+
 def chunked(model: Diffusion, w: Tensor | None, y: Tensor | None, chunks: tuple[Tensor, ...], # indices of each chunk
             **kwargs    # of `guided`: guidance, clip
            ) -> Denoise:
     "The model's denoiser over a batch, evaluated chunk by chunk."
     part = lambda a, i: None if a is None else a[i]
     def denoise(z, gamma):
-        pairs = [guided(model, z[i], gamma[i], part(w, i), part(y, i), **kwargs) for i in chunks]
-        return tuple(map(torch.cat, zip(*pairs)))
+        ask = lambda i: torch.stack(guided(model, z[i], gamma[i], part(w, i), part(y, i), **kwargs))
+        return torch.cat(share_out([partial(ask, i) for i in chunks], z.device), 1).unbind()
     return denoise
 
 # %% ../nbs/06_sampling.ipynb #27d41007
@@ -238,7 +242,7 @@ def trajectory(model: Diffusion,
     options = dict(dtype=model.reference.dtype, device=model.reference.device)
     w = model.latent.prior(n, generator) if w is None else w
     level = levels(model, n, steps, grid, w); gamma_t = level(0)
-    denoise = chunked(model, w, y, torch.arange(n, device=options['device']).split(batch_size or n), guidance=guidance, clip=clip)
+    denoise = chunked(model, w, y, indices(n, batch_size, options['device']), guidance=guidance, clip=clip)
     if isinstance(step, Maker): step = step.start(steps + clean)
     z = torch.randn(n, *model.event_shape, generator=generator, **options) if z_1 is None else z_1.to(**options)
     yield Stage(1., gamma_t, z)
@@ -258,7 +262,7 @@ def sample(model: Diffusion,
     "The last stage of `trajectory`, decoded; the model is in evaluation mode meanwhile. Raises what `trajectory` raises."
     training = model.training; model.eval()
     try:
-        for stage in tqdm(trajectory(model, n, steps, **kwargs), 'sampling', steps + 1 + kwargs.get('clean', False), disable=not progress): pass
+        for stage in tqdm(trajectory(model, n, steps, **kwargs), 'sampling', steps + 1 + kwargs.get('clean', False), disable=not progress or processes()[0] > 0): pass
     finally: model.train(training)
     return model.codec.decode(stage.z, stage.gamma)
 
@@ -300,7 +304,7 @@ def invert(self: Diffusion, x: Tensor, # integer pixels (n, *event); real data w
         if w is None and self.latent.size: w = self.encode(x)[0]
         check_request(self, n, steps, batch_size, w, y, None, 1., None)
         level = levels(self, n, steps, grid, w); gamma_s = level(steps); z = alpha(gamma_s) * self.codec.encode(x, self.reference.dtype)
-        denoise = chunked(self, w, y, torch.arange(n, device=z.device).split(batch_size or n))
+        denoise = chunked(self, w, y, indices(n, batch_size, z.device))
         for i in reversed(range(steps)): gamma_t = torch.maximum(level(i), gamma_s); z, gamma_s = step(denoise, z, gamma_s, gamma_t, torch.zeros_like(z)), gamma_t
     finally: self.train(training)
     return z

@@ -1,14 +1,17 @@
 """One process or several: the same losses, the same statistics, one writer. And the options that trade memory for time leave the loss where it is."""
-import json, os, socket, subprocess, sys, textwrap
+import io, json, os, shutil, socket, subprocess, sys, textwrap
+from contextlib import redirect_stdout
 from pathlib import Path
-import pytest, torch
+from unittest.mock import patch
+import numpy as np, pytest, torch
 from torch.testing import assert_close
 from mulan_vdm.data import load
 from mulan_vdm.diffusion import Codec, Diffusion
 from mulan_vdm.nets import ADM, UNet
 from mulan_vdm.schedules import Linear
 from mulan_vdm.systems import build, presets
-from mulan_vdm.training import fit, load_checkpoint, adapted
+from mulan_vdm import cli, training
+from mulan_vdm.training import adamw, fit, load_checkpoint, adapted
 
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true', 'PYTHONPATH': str(Path(__file__).parent.parent)}
 small = dict(channels=8, blocks=1)
@@ -28,6 +31,18 @@ def curve(kind, steps=4, out=None, **changed):
     for p in fit(model, load('digits'), progress=False, out=out, **{**dict(steps=steps, batch_size=16, lr=1e-3, warmup=0, ema=0.9, save_every=2, log_every=1), **changed}): rows.append([p.loss, *p.terms.values(), p.grad_norm])
     return torch.tensor(rows, dtype=torch.float64), model, p.model
 
+shards = ('khot', 'labels', 'double', 'variance')
+
+def sharded_curve(kind, out):
+    "Curves of a sharded run: from the start, and continued; and the largest share of the network, its moments and its average that this process keeps."
+    model = digits_model(kind); held = []
+    rows = [curve(kind, 2, out=out, shard=True)[0], curve(kind, 4, out=out, shard=True, resume=True, checkpointing=True)[0]]
+    with patch.object(training, 'adamw', side_effect=lambda m, **how: held.append((m, adamw(m, **how))) or held[0][1]):
+        for p in fit(model, load('digits'), 1, 16, 1e-3, warmup=0, shard=True, progress=False): pass
+    (model, optimizer), = held; own = lambda tensors: sum(v.to_local().numel() for v in tensors); all = sum(v.numel() for v in model.net.parameters())
+    moments = [optimizer.state[v]['exp_avg'] for v in model.net.parameters()]
+    return torch.cat(rows), max(own(v) / all for v in (model.net.parameters(), moments, p.model.net.parameters()))
+
 def state(model): return {k: v.double() for k, v in model.state_dict().items()}
 
 worker = textwrap.dedent("""
@@ -38,6 +53,7 @@ worker = textwrap.dedent("""
         rows, model, average = test_scale.curve(kind, out=out / kind)
         seen[kind] = rows, test_scale.state(model), test_scale.state(average)
     halves = test_scale.curve('khot', accumulate=2)[0]
+    parts = {kind: test_scale.sharded_curve(kind, out / 'sharded' / kind) for kind in test_scale.shards}
     try: test_scale.curve('khot', out=out / 'khot'); said = 'nothing'
     except FileExistsError as e: said = str(e)
     asked = []; import mulan_vdm.training as training
@@ -45,7 +61,7 @@ worker = textwrap.dedent("""
     odd = []
     try: test_scale.curve('khot', batch_size=15)
     except ValueError as e: odd = str(e)
-    torch.save((seen, halves, said, steps, odd), out / f'rank{dist.get_rank()}.pt')
+    torch.save((seen, halves, said, steps, odd, parts), out / f'rank{dist.get_rank()}.pt')
     dist.barrier(); dist.destroy_process_group()
 """)
 
@@ -94,15 +110,65 @@ def test_continued_by_one_process(two):
     out, _ = two; rest = curve('khot', 6, out=out / 'khot', resume=True)[0]
     assert_close(rest[:, :-1], curve('khot', 6)[0][4:, :-1], rtol=1e-5, atol=1e-5)
 
-def test_accelerate_launch(tmp_path):
+@pytest.mark.parametrize('kind', shards)
+def test_sharded_is_whole(two, kind):
+    "Weights spread over two processes, begun and continued: every step is that of one process, half of everything is kept, and one process continues the checkpoint."
+    out, ranks = two; rows, model, _ = curve(kind); bound = 1e-12 if kind == 'double' else 1e-5
+    for rank in ranks:
+        seen, share = rank[5][kind]; assert 0.45 < share < 0.55
+        assert_close(seen[:, :-1], rows[:, :-1], rtol=bound, atol=bound); assert_close(seen[:, -1], rows[:, -1], rtol=10 * bound, atol=0)
+    stored = load_checkpoint(out / 'sharded' / kind, ('model.',))[0]
+    for k, v in state(model).items(): assert_close(stored['model.' + k].double(), v, rtol=1e-2 if bound == 1e-5 else 1e-6, atol=1e-4 if bound == 1e-5 else 1e-9)
+    rest = curve(kind, 6, out=out / 'sharded' / kind, resume=True)[0]
+    assert_close(rest[:, :-1], curve(kind, 6)[0][4:, :-1], rtol=bound, atol=bound)
+
+def test_what_cannot_be_sharded():
+    for changed, said in ((dict(compile=True), 'compile=True'), (dict(precision='fp16'), 'use bf16')):
+        with pytest.raises(ValueError, match=said): curve('khot', shard=True, **changed)
+    assert torch.equal(curve('khot', 1, shard=True)[0], curve('khot', 1)[0])     # alone there is nothing to share
+
+def launched(*words):
+    "The command line on two processes, started by accelerate; what it printed."
+    command = [sys.executable, '-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '--main_process_port', str(free_port()), '-m', 'mulan_vdm.cli', *map(str, words)]
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=300); assert done.returncode == 0, done.stderr
+    return done.stdout
+
+def alone(*words):
+    "The command line in this process; what it printed."
+    with redirect_stdout(io.StringIO()) as said: assert cli.main([str(word) for word in words]) == 0
+    return said.getvalue()
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    "The same training on one process and on two, and what they printed."
+    out = tmp_path_factory.mktemp('launch'); words = ['train', '--preset', 'mulan-digits', '--channels', 8, '--blocks', 1, '--encoder_channels', 8, '--batch_size', 16, '--steps', 3, '--log_every', 1, '--out']
+    return out, launched(*words, out / 'two'), alone(*words, out / 'one')
+
+def test_accelerate_launch(runs):
     "The command line, started by accelerate on two processes and alone: the same metrics, no line changed."
-    words = ['train', '--preset', 'vdm-digits', '--channels', '8', '--blocks', '1', '--batch_size', '16', '--steps', '3', '--log_every', '1', '--out']
-    two = subprocess.Popen([sys.executable, '-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '--main_process_port', str(free_port()), '-m', 'mulan_vdm.cli', *words, str(tmp_path / 'two')], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    one = subprocess.run([sys.executable, '-m', 'mulan_vdm.cli', *words, str(tmp_path / 'one')], env=ENV, capture_output=True, text=True)
-    said, errors = two.communicate(timeout=300); assert (two.returncode, one.returncode) == (0, 0), errors + one.stderr
+    out, said, _ = runs
     assert said.count('parameters, run folder') == 1 and said.count('last batch') == 1
-    read = lambda run: [[v for k, v in json.loads(l).items() if k != 'seconds'] for l in (tmp_path / run / 'metrics.jsonl').read_text().splitlines()]
+    read = lambda run: [[v for k, v in json.loads(l).items() if k != 'seconds'] for l in (out / run / 'metrics.jsonl').read_text().splitlines()]
     assert_close(torch.tensor(read('two')), torch.tensor(read('one')), rtol=1e-5, atol=1e-5)
+
+def test_evaluated_and_sampled_by_two(runs):
+    "The bound, with one latent and with several, the flow's likelihood and samples are those of one process, image by image; one process writes and speaks."
+    out, *_ = runs; shutil.copytree(out / 'one', out / 'copy'); noted = {}
+    for words in (['evaluate', '--draws', 2, '--samples', 2, '--batch_size', 50], ['evaluate', '--method', 'ode', '--n', 6, '--batch_size', 2, '--tolerance', 1e-2], ['sample', '--n', 5, '--steps', 4]):
+        said = launched(words[0], out / 'copy', *words[1:]), alone(words[0], out / 'one', *words[1:]); assert len(said[0].splitlines()) == len(said[1].splitlines())
+        for name in {'per_image.npz', 'per_image_ode.npz', 'samples.npy'} & {p.name for p in (out / 'one').iterdir()}:
+            a, b = (np.load(out / run / name) for run in ('copy', 'one'))
+            for a, b in [(a, b)] if name.endswith('npy') else [(a[k], b[k]) for k in b]: noted[name] = b.std(); np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    assert len(noted) == 3 and all(v > 0 for v in noted.values())
+    for name in ('report.json', 'report_ode.json'):
+        a, b = ({k: v for k, v in json.loads((out / run / name).read_text()).items() if k != 'evaluation_seconds'} for run in ('copy', 'one')); assert a['bpd'] == pytest.approx(b['bpd'], rel=1e-6) and a.keys() == b.keys()
+
+def test_one_error_is_the_error_of_all():
+    "A job that fails on one process ends all of them with its error, instead of leaving the others waiting."
+    code = "import torch; from accelerate import PartialState; PartialState(); from mulan_vdm.diffusion import share_out\nfrom functools import partial\ndef job(i):\n    if i == 3: raise FloatingPointError('job 3')\n    return torch.zeros(1)\ntry: share_out([partial(job, i) for i in range(4)])\nexcept FloatingPointError as e: print(e)"
+    port = str(free_port()); env = lambda rank: {**ENV, 'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': '2', 'LOCAL_WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
+    both = [subprocess.Popen([sys.executable, '-c', code], env=env(rank), stdout=subprocess.PIPE, text=True) for rank in range(2)]
+    assert [p.communicate(timeout=120)[0] for p in both] == ['job 3\n'] * 2
 
 # ---- options that trade memory for time
 
