@@ -175,7 +175,7 @@ class MonotonePerDim(Between):
         self.heights = nn.Parameter(torch.zeros(1 + steps, *event_shape))
 
     def features(self, t: Tensor) -> Tensor: # (..., 1 + steps)
-        "The straight line and the steps at t, each from 0 at t = 0 to 1 at t = 1."
+        "The straight line and the logistic steps at t, before the ends are pinned."
         t = t[..., None]; return torch.cat([t, torch.sigmoid((t - self.place) * torch.exp(-self.log_width))], -1)
 
     def shape(self, t: Tensor, w: Tensor | None = None) -> Tensor:
