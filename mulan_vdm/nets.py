@@ -77,7 +77,7 @@ def gamma_maps(gamma: Tensor, # broadcastable to z
 
 # %% ../nbs/08_nets.ipynb #28215231
 def norm(channels: int) -> nn.GroupNorm:
-    "Group normalization with four channels to a group, at most 32 groups. Raises ValueError unless channels is a multiple of 4."
+    "Group normalization, at least four channels to a group and at most 32 groups. Raises ValueError unless channels is a multiple of 4."
     if channels % 4: raise ValueError(f"channels={channels} must be a multiple of 4, the size of a normalization group")
     return nn.GroupNorm(math.gcd(channels // 4, 32), channels)
 
