@@ -35,7 +35,6 @@ def execute(path, off):
     print(name, end=' ', flush=True)
     if NBProcessor(path, FrontmatterProc, process=True).nb.frontmatter_.get('skip_exec'): return ''
     nb, shell = read_nb(path), CaptureShell(path, mpl_format='png')
-    shell.run("import matplotlib; matplotlib.rcParams['figure.dpi'] = 100")
     for i, cell in enumerate(nb.cells):
         if cell.cell_type != 'code': continue
         code = NbCell(i, cell)
