@@ -106,15 +106,15 @@ def device():
     return PartialState().device
 
 # %% ../nbs/14_cli.ipynb #7e57159e
-def bound(model, data, report: dict, draws: int | None, samples: int, batch_size: int, T: int | None, seed: int) -> tuple: # Evaluation, text; fills the report
+def bound(model, data, report: dict, draws: int | None, samples: int, batch_size: int, T: int | None, seed: int, even: bool) -> tuple: # Evaluation, text; fills the report
     "The variational bound: every image once, its own times and noise; with several latents per image the K-draw bound too."
     from mulan_vdm import evaluation
     extra = ''
     if samples > 1:
         several = evaluation.importance_evaluate(model, data.test.x, samples, strata=data.strata, batch_size=batch_size, seed=seed, T=T, progress=True); report['importance'] = several.report()
         extra = '\n{}: {:.4f} ± {:.4f}, gain over one {:+.4f} ± {:.4f}'.format(f'{samples} latents each', *report['importance']['importance'], *report['importance']['gain'])
-    result = evaluation.evaluate(model, data.test.x, draws, data.strata, batch_size, seed, T, progress=True); report.update(result.report(), T=T, draws=result.draws)
-    return result, f"{result.draws} draws each, {'continuous time' if T is None else f'{T} steps'}\n{result.table()}{extra}"
+    result = evaluation.evaluate(model, data.test.x, draws, data.strata, batch_size, seed, T, progress=True, even=even); report.update(result.report(), T=T, draws=result.draws, even=even)
+    return result, f"{result.draws} draws each, {'continuous time' if T is None else f'{T} steps'}{', even levels' * even}\n{result.table()}{extra}"
 
 def exact(model, data, report: dict, draws: int | None, n: int | None, batch_size: int, seed: int, **options) -> tuple: # Evaluation, text; fills the report
     "Likelihood by the probability flow, on the first n images or all."
@@ -134,6 +134,7 @@ def evaluate(run: str,             # run folder
              n: int | None = None, # ode: the first n test images; all by default
              batch_size: int = 128, # images per batch
              T: int | None = None, # vlb: number of steps; None for continuous time
+             even: bool = False,   # vlb: noise levels even in log SNR instead of the schedule's? In continuous time, for one schedule for all pixels
              tolerance: float = 1e-4, # ode: error per step
              trace: str = 'rademacher', # ode: rademacher or gaussian probe, or exact
              dequantization: str = 'truncated_normal', # ode: truncated_normal or uniform
@@ -148,7 +149,7 @@ def evaluate(run: str,             # run folder
     choose('method', method, dict(vlb=bound, ode=exact)); model, config, steps = load_run(run); data = load(**config['data']); start = time.time()
     report = {'data': data.name, 'release': data.release, 'split': 'test', 'method': method, 'seed': seed, 'steps': steps, 'system': config['system'], 'params': sum(p.numel() for p in model.parameters()), 'seconds': read_metrics(run)['seconds'][-1]}
     model = model.to(device())
-    if method == 'vlb': result, text = bound(model, data, report, draws, samples, batch_size, T, seed)
+    if method == 'vlb': result, text = bound(model, data, report, draws, samples, batch_size, T, seed, even)
     else: result, text = exact(model, data, report, draws, n, batch_size, seed, tolerance=tolerance, trace=trace, dequantization=dequantization)
     if not first_process(): return
     report['evaluation_seconds'] = round(time.time() - start, 1); tail = '' if method == 'vlb' else '_ode'
@@ -309,7 +310,7 @@ def compare(runs: list[str],              # run folders, evaluated
     values = [torch.tensor(np.load(run / 'per_image.npz')['bpd']) for run in runs]; strata, width = load(**read_config(runs[0])['data']).strata, max(12, *(len(str(run)) for run in runs)) + 2
     print(f"{'run':{width}}{'system':8}{'bits/dim':>9} ± {'se':6}{'latent':>8}{'- first':>10} ± {'se':6}{'steps':>7}{'parameters':>12}{'seconds':>9}")
     for run, r, bpd in zip(runs, reports, values):
-        same = all(r[k] == reports[0][k] for k in ('data', 'release', 'n', 'seed', 'draws', 'T'))
+        same = all(r.get(k) == reports[0].get(k) for k in ('data', 'release', 'n', 'seed', 'draws', 'T', 'even'))
         difference = '{:+10.4f} ± {:.4f}'.format(*mean_se(bpd - values[0], strata)) if same and r is not reports[0] else ' ' * 19
         print(f"{str(run):{width}}{r['system']:8}{r['bpd']:9.4f} ± {r['bpd_se']:.4f}{r['terms']['latent'][0]:8.4f}{difference}{r['steps']:7}{r['params']:12,}{r['seconds']:9.0f}")
     scored = {run: read_report(run, 'report_samples.json') for run in runs}

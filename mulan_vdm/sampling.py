@@ -227,7 +227,7 @@ def trajectory(model: Diffusion,
                steps: int,               # how many steps from t = 1 to t = 0
                step: Step | Maker | str = ddpm_step, # one reverse step, its maker, or a name in `samplers`
                grid: Grid | Tensor | list[float] | str = time_grid, # noise levels, or a name in `grids`
-                w: Tensor | None = None,  # latents (n, size); drawn from their prior by default
+               w: Tensor | None = None,  # latents (n, size); drawn from their prior by default
                z_1: Tensor | None = None, # where to start (n, *event); drawn from a standard normal by default
                y: Tensor | None = None,  # class labels (n,)
                guidance: float = 1.,     # weight of the labels; 1 is the conditional model

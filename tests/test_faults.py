@@ -107,7 +107,7 @@ def test_sigkill_at_random_moments(killed):
 def test_sigkill_inside_a_checkpoint(killed):
     "A kill before every line of a save: before the renaming the old checkpoint is whole, after it the new one, and never neither."
     folder, said = killed; steps = [s for _, status, s, _ in said['inside'] if status]
-    assert len(steps) > 20 and steps == sorted(steps) and set(steps) == {2, 4}
+    assert len(steps) > 15 and steps == sorted(steps) and set(steps) == {2, 4}
     assert any('state.tmp' in names for *_, names in said['inside'])                           # some left half a file beside it
     for run in folder.glob('save*'):
         if load_checkpoint(run)[1] == 20: assert equal(run, folder / 'whole') and log(run) == log(folder / 'whole')
