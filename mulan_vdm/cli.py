@@ -310,7 +310,7 @@ def compare(runs: list[str],              # run folders, evaluated
     values = [torch.tensor(np.load(run / 'per_image.npz')['bpd']) for run in runs]; strata, width = load(**read_config(runs[0])['data']).strata, max(12, *(len(str(run)) for run in runs)) + 2
     print(f"{'run':{width}}{'system':8}{'bits/dim':>9} ± {'se':6}{'latent':>8}{'- first':>10} ± {'se':6}{'steps':>7}{'parameters':>12}{'seconds':>9}")
     for run, r, bpd in zip(runs, reports, values):
-        same = all(r.get(k) == reports[0].get(k) for k in ('data', 'release', 'n', 'seed', 'draws', 'T', 'even'))
+        same = all(r.get(k, False) == reports[0].get(k, False) for k in ('data', 'release', 'n', 'seed', 'draws', 'T', 'even'))
         difference = '{:+10.4f} ± {:.4f}'.format(*mean_se(bpd - values[0], strata)) if same and r is not reports[0] else ' ' * 19
         print(f"{str(run):{width}}{r['system']:8}{r['bpd']:9.4f} ± {r['bpd_se']:.4f}{r['terms']['latent'][0]:8.4f}{difference}{r['steps']:7}{r['params']:12,}{r['seconds']:9.0f}")
     scored = {run: read_report(run, 'report_samples.json') for run in runs}
