@@ -23,11 +23,11 @@ class Html(HTMLParser):
     "A page as a file: ids, links, what it loads, texts of pictures, pictures without one, number of equations, prose."
     def __init__(self, path):
         super().__init__()
-        self.ids, self.links, self.loaded, self.alts, self.mute, self.twice, self.maths, self.prose, self.code = set(), [], [], [], [], [], 0, [], 0
+        self.ids, self.links, self.loaded, self.alts, self.mute, self.twice, self.maths, self.prose, self.text, self.code = set(), [], [], [], [], [], 0, [], '', 0
         self.feed(path.read_text(encoding='utf-8'))
     def handle_starttag(self, tag, attrs):
         a = dict(attrs)
-        self.twice += [a['id']] * (a.get('id') in self.ids)
+        self.twice += [a.get('id')] * (a.get('id') in self.ids)
         self.ids |= {a[k] for k in ('id', 'name') if a.get(k)}
         self.links += [a.get('href', '')] * (tag == 'a' and 'href' in a)
         self.loaded += [v for k, v in attrs if (tag, k) in loads and not (tag == 'link' and a.get('rel') in ('index', 'search', 'next', 'prev'))]
@@ -36,7 +36,9 @@ class Html(HTMLParser):
         self.maths += 'math' in a.get('class', '').split() and tag in ('div', 'span')
         self.code += tag in ('pre', 'code', 'script', 'style')
     def handle_endtag(self, tag): self.code -= tag in ('pre', 'code', 'script', 'style')
-    def handle_data(self, data): self.prose += [data] * (not self.code)
+    def handle_data(self, data):
+        self.prose += [data] * (not self.code)
+        self.text += data
 
 @functools.cache
 def html(name): return Html(site/name)
@@ -119,7 +121,8 @@ def test_links_lead_somewhere(name):
 def test_nothing_comes_from_elsewhere_and_pictures_have_words(name):
     assert [u for u in html(name).loaded if urlsplit(u).netloc] == []
     assert html(name).mute == []
-    assert not re.search(r'\$\$|\{#eq-|@eq-|\{eq\}|\{ref\}|\{py:|^:{3,}|^#\|', ''.join(html(name).prose), re.M), 'markup that was not understood'
+    assert not re.search(r'\$\$|\{#eq-|@eq-|\{eq\}|\{ref\}|\{py:|^:{3,}', ''.join(html(name).prose), re.M), 'markup that was not understood'
+    assert not re.search(r'^#\|', html(name).text, re.M), 'a directive is shown'
 
 @pytest.mark.parametrize('name', [n for n in names if pictures(n)])
 def test_pictures_have_words_of_their_own(name):
@@ -140,15 +143,15 @@ def test_sliders_move(name, tab, address):
         tab.keyboard.press('Home')
         for i, frame in enumerate(frames):
             assert [f.is_visible() for f in frames] == [k == i for k in range(len(frames))]
-            label, image = said.inner_text(), frame.locator('img')
-            assert label and slider.get_attribute('aria-valuetext') == label
-            assert image.get_attribute('alt').startswith(label) and len(image.get_attribute('alt')) > len(label) + 10
+            label, image = f"{root.locator('label').inner_text()} = {said.inner_text()}", frame.locator('img')
+            assert said.inner_text() and slider.get_attribute('aria-valuetext') == said.inner_text()
+            assert image.get_attribute('alt').startswith(f'{label}: ') and len(image.get_attribute('alt')) > len(label) + 10
             assert image.evaluate('i => i.complete && i.naturalWidth > 100')
             seen.append((label, image.get_attribute('src')))
             tab.keyboard.press('ArrowRight')
         assert len(seen) > 2 and all(len(set(column)) == len(seen) for column in zip(*seen)), 'every stop has a value and a picture of its own'
         slider.fill('0')                                                # as a finger does
-        assert frames[0].is_visible() and said.inner_text() == seen[0][0]
+        assert frames[0].is_visible() and seen[0][0].endswith(f' = {said.inner_text()}')
         for size in desktop, phone:
             tab.set_viewport_size(size)
             assert slider.bounding_box()['width'] > 120 and slider.bounding_box()['height'] >= 24

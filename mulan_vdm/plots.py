@@ -197,10 +197,10 @@ stepped_script = '''(() => {
   const root = document.getElementById("ID"), frames = [...root.querySelectorAll("figure")];
   const slider = root.querySelector("input"), output = root.querySelector("output");
   const show = () => frames.forEach((frame, i) => {
-    const on = i == slider.value, caption = frame.querySelector("figcaption");
+    const on = i == slider.value;
     frame.style.display = on ? "" : "none";
-    caption.style.display = "none";
-    if (on) { output.textContent = caption.textContent; slider.setAttribute("aria-valuetext", caption.textContent); }
+    frame.querySelector("figcaption").style.display = "none";
+    if (on) { output.textContent = frame.dataset.value; slider.setAttribute("aria-valuetext", frame.dataset.value); }
   });
   slider.parentElement.style.display = "flex";
   slider.addEventListener("input", show);
@@ -221,7 +221,8 @@ class Stepped:
         if not values: raise ValueError("values=[]: pass at least one value for the slider to stop at")
         if shown < 1 or columns < 1: raise ValueError(f"shown={shown}, columns={columns}: pass positive numbers")
         self.name, self.alt, self.columns, self.dpi = name, alt, columns, dpi
-        self.labels = [f'{name} = {as_text(v)}' for v in values]
+        self.stops = [as_text(v) for v in values]
+        self.labels = [f'{name} = {stop}' for stop in self.stops]
         self.frames = [png(draw(v), dpi) for v in values]
         last, count = len(values) - 1, min(shown, len(values))
         self.shown = sorted({round(i * last / max(1, count - 1)) for i in range(count)})
@@ -230,15 +231,17 @@ class Stepped:
 
     def html(self) -> str:
         "A slider above the figure it points at; without scripts all figures, each with its value."
-        said, frames, half = html.escape, [], len(self.frames) // 2
-        for label, data in zip(self.labels, self.frames):
+        said, slider, frames = html.escape, f'{self.id}-slider', []
+        for stop, label, data in zip(self.stops, self.labels, self.frames):
             height, width, _ = unpng(data).shape
             source = f'data:image/png;base64,{base64.b64encode(data).decode()}'
-            image = f'<img src="{source}" width="{width}" height="{height}" alt="{said(f"{label}: {self.alt}")}" style="max-width:100%;height:auto">'
-            frames.append(f'<figure style="margin:0 0 .5em">{image}<figcaption>{said(label)}</figcaption></figure>')
-        slider = f'<input type="range" id="{self.id}-slider" min="0" max="{len(frames) - 1}" step="1" value="{half}" autocomplete="off" style="flex:1 1 12em;max-width:24em;min-height:2em">'
-        output = f'<output for="{self.id}-slider" style="min-width:9em"></output>'
-        control = f'<div style="display:none;flex-wrap:wrap;align-items:center;gap:.2em 1em"><label for="{self.id}-slider">{said(self.name)}</label>{slider}{output}</div>'
+            image = (f'<img src="{source}" width="{width}" height="{height}" alt="{said(f"{label}: {self.alt}")}"'
+                     ' style="max-width:100%;height:auto">')
+            frames.append(f'<figure data-value="{said(stop)}" style="margin:0 0 .5em">{image}<figcaption>{said(label)}</figcaption></figure>')
+        control = (f'<div style="display:none;align-items:center;gap:1em;margin:.6em 0"><label for="{slider}">{said(self.name)}</label>'
+                   f'<input type="range" id="{slider}" min="0" max="{len(frames) - 1}" step="1" value="{len(frames) // 2}" autocomplete="off"'
+                   ' style="flex:1 1 9em;min-width:9em;max-width:24em;min-height:2em">'
+                   f'<output for="{slider}" style="min-width:3em"></output></div>')
         return '\n'.join([f'<div id="{self.id}" class="stepped">', control, *frames, f'<script>{stepped_script.replace("ID", self.id)}</script>', '</div>'])
 
     def picture(self) -> Figure:
