@@ -48,7 +48,8 @@ class Page:
         if not path.exists(): sys.exit(f'_quarto.yml lists {name}.ipynb, which is not in nbs/')
         for i, cell in enumerate(json.loads(path.read_text(encoding='utf-8'))['cells']):
             code = NbCell(i, {**cell, 'source': ''.join(cell['source'])})
-            flags = extract_directives(code) if cell['cell_type'] == 'code' else {} # takes the directives out of code.source
+            flags = extract_directives(code) if cell['cell_type'] == 'code' else {} # takes nbdev's directives out of code.source
+            if flags: code.source = re.sub(r'^#\|.*\n?', '', code.source, flags=re.M)   # Quarto's stay in it
             self.cells.append((cell['cell_type'], code.source.strip('\n'), flags, cell))
             if cell['cell_type'] == 'markdown': section = ([t for _, t in heading.findall(code.source)] or [section])[-1]
             if 'export' not in flags: continue
@@ -158,7 +159,7 @@ def code(cell, book, page, before):
     if 'export' in flags: tags.append('export'); yield as_markdown(f"({anchor(page.name, stored['id'])})=")
     if flags.get('echo') == 'false': tags.append('remove-input')
     if flags.get('code-fold') == 'true': tags.append('hide-input')
-    outputs = [] if flags.get('output') == 'false' else [o for o in stored['outputs'] if not ''.join(o.get('data', {}).get('text/plain', '')).startswith('interactive(')]    # sliders need a kernel; their figures stay
+    outputs = [] if flags.get('output') == 'false' else [o for o in stored['outputs'] if not ''.join(o.get('data', {}).get('text/plain', '')).startswith('interactive(')]    # live sliders need a kernel; those of Stepped are HTML and stay
     run = []                                                    # markdown outputs become cells of their own, in their place
     for out in outputs:
         rich = out.get('data', {}).get('text/markdown')

@@ -1,4 +1,4 @@
-"""The pages in _docs/, read as files and in a browser: links, pictures, equations, requests, width, search. `make docs-test` runs this.
+"""The pages in _docs/, read as files and in a browser: links, pictures, sliders, equations, requests, width, search. `make docs-test` runs this.
 
 SCREENSHOTS=folder also stores pictures of some pages at both widths, light and dark.
 """
@@ -20,24 +20,38 @@ pictured = ['index', '00_noise', '12_systems', 'studies/errata', 'studies/mulan_
 loads = {('link', 'href'), ('script', 'src'), ('img', 'src'), ('source', 'src'), ('iframe', 'src'), ('video', 'src'), ('audio', 'src'), ('object', 'data')}
 
 class Html(HTMLParser):
-    "A page as a file: ids, links, what it loads, pictures without alt text, number of equations, prose."
+    "A page as a file: ids, links, what it loads, texts of pictures, pictures without one, number of equations, prose."
     def __init__(self, path):
         super().__init__()
-        self.ids, self.links, self.loaded, self.mute, self.maths, self.prose, self.code = set(), [], [], [], 0, [], 0
+        self.ids, self.links, self.loaded, self.alts, self.mute, self.twice, self.maths, self.prose, self.text, self.code = set(), [], [], [], [], [], 0, [], '', 0
         self.feed(path.read_text(encoding='utf-8'))
     def handle_starttag(self, tag, attrs):
         a = dict(attrs)
+        self.twice += [a.get('id')] * (a.get('id') in self.ids)
         self.ids |= {a[k] for k in ('id', 'name') if a.get(k)}
         self.links += [a.get('href', '')] * (tag == 'a' and 'href' in a)
         self.loaded += [v for k, v in attrs if (tag, k) in loads and not (tag == 'link' and a.get('rel') in ('index', 'search', 'next', 'prev'))]
+        self.alts += [a.get('alt')] * (tag == 'img')
         self.mute += [a.get('src', '')[-60:]] * (tag == 'img' and not (a.get('alt') or '').strip())
         self.maths += 'math' in a.get('class', '').split() and tag in ('div', 'span')
         self.code += tag in ('pre', 'code', 'script', 'style')
     def handle_endtag(self, tag): self.code -= tag in ('pre', 'code', 'script', 'style')
-    def handle_data(self, data): self.prose += [data] * (not self.code)
+    def handle_data(self, data):
+        self.prose += [data] * (not self.code)
+        self.text += data
 
 @functools.cache
 def html(name): return Html(site/name)
+
+@functools.cache
+def pictures(name):
+    "Of each stored picture of the page's notebook that is shown: its `fig-alt`, empty without one, and is it under a slider?"
+    notebook, found = root/'nbs'/Path(name).with_suffix('.ipynb'), []
+    for cell in json.loads(notebook.read_text(encoding='utf-8'))['cells'] if notebook.exists() else ():
+        said = dict(re.findall(r'^#\|\s*([\w-]+):?[ \t]*(.*?)[ \t]*$', ''.join(cell['source']), re.M))
+        if cell['cell_type'] != 'code' or 'hide' in said or 'false' in (said.get('include'), said.get('output')): continue
+        found += [(said.get('fig-alt', '').strip('"\''), 'text/html' in o['data']) for o in cell['outputs'] if 'image/png' in o.get('data', {})]
+    return found
 
 class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *args): pass
@@ -107,7 +121,43 @@ def test_links_lead_somewhere(name):
 def test_nothing_comes_from_elsewhere_and_pictures_have_words(name):
     assert [u for u in html(name).loaded if urlsplit(u).netloc] == []
     assert html(name).mute == []
-    assert not re.search(r'\$\$|\{#eq-|@eq-|\{eq\}|\{ref\}|\{py:|^:{3,}|^#\|', ''.join(html(name).prose), re.M), 'markup that was not understood'
+    assert not re.search(r'\$\$|\{#eq-|@eq-|\{eq\}|\{ref\}|\{py:|^:{3,}', ''.join(html(name).prose), re.M), 'markup that was not understood'
+    assert not re.search(r'^#\|', html(name).text, re.M), 'a directive is shown'
+
+@pytest.mark.parametrize('name', [n for n in names if pictures(n)])
+def test_pictures_have_words_of_their_own(name):
+    words = [alt for alt, _ in pictures(name)]
+    assert not any(words) or all(words), 'a page that describes one of its pictures by fig-alt describes all of them'
+    assert len(set(filter(None, words))) == len([*filter(None, words)]), 'two pictures share their description'
+    assert {alt for alt, slider in pictures(name) if alt and not slider} <= set(html(name).alts)
+    assert not [i for i in html(name).twice if i.startswith('stepped-')]
+
+@pytest.mark.parametrize('name', [n for n in names if any(slider for _, slider in pictures(n))])
+def test_sliders_move(name, tab, address):
+    visit(tab, address + name)
+    assert tab.locator('.stepped').count() == sum(slider for _, slider in pictures(name))
+    for root in tab.locator('.stepped').all():
+        frames, slider, said = root.locator('figure').all(), root.locator('input[type=range]'), root.locator('output')
+        seen = []
+        slider.focus()
+        tab.keyboard.press('Home')
+        for i, frame in enumerate(frames):
+            assert [f.is_visible() for f in frames] == [k == i for k in range(len(frames))]
+            label, image = f"{root.locator('label').inner_text()} = {said.inner_text()}", frame.locator('img')
+            assert said.inner_text() and slider.get_attribute('aria-valuetext') == said.inner_text()
+            assert image.get_attribute('alt').startswith(f'{label}: ') and len(image.get_attribute('alt')) > len(label) + 10
+            assert image.evaluate('i => i.complete && i.naturalWidth > 100')
+            seen.append((label, image.get_attribute('src')))
+            tab.keyboard.press('ArrowRight')
+        assert len(seen) > 2 and all(len(set(column)) == len(seen) for column in zip(*seen)), 'every stop has a value and a picture of its own'
+        slider.fill('0')                                                # as a finger does
+        assert frames[0].is_visible() and seen[0][0].endswith(f' = {said.inner_text()}')
+        for size in desktop, phone:
+            tab.set_viewport_size(size)
+            assert slider.bounding_box()['width'] > 120 and slider.bounding_box()['height'] >= 24
+            box = frames[0].locator('img').bounding_box()
+            assert box['x'] >= 0 and box['x'] + box['width'] <= size['width']
+    assert tab.wrong == []
 
 @pytest.mark.parametrize('name', names)
 def test_page_in_a_browser(name, tab, address):
