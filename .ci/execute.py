@@ -1,7 +1,7 @@
 """Run notebooks in place and store their outputs, the same bytes every time.
 
-As in `nbdev_test`, cells marked `eval: false`, cells under a flag of `tst_flags` and notebooks marked `skip_exec`
-are not run: they keep the outputs they have. Standard error and live widgets are not stored.
+As in `nbdev_test`, cells marked `eval: false`, cells under a flag of `tst_flags` and notebooks marked
+`skip_exec` are not run: they keep the outputs they have. Standard error and live widgets are not stored.
 """
 import os, re, sys, time
 from concurrent.futures import ProcessPoolExecutor
@@ -23,13 +23,17 @@ fixed = dict(PYTHONHASHSEED='0', OMP_NUM_THREADS='1', COLUMNS='80')
 widget = 'application/vnd.jupyter.widget-view+json'
 
 def stored(outputs):
-    "The `outputs` worth keeping: no standard error, no erased lines, no view of a widget whose model ends with the process."
-    kept = [o for o in outputs if o.get('name') != 'stderr' and not (o.get('name') == 'stdout' and re.fullmatch(r'(\x1b\[2K|\s)*', ''.join(o['text'])))]
+    """The `outputs` worth keeping: no standard error, no erased lines, no view of a widget whose
+    model ends with the process."""
+    kept = [o for o in outputs
+            if o.get('name') != 'stderr'
+               and not (o.get('name') == 'stdout' and re.fullmatch(r'(\x1b\[2K|\s)*', ''.join(o['text'])))]
     for o in kept: o.get('data', {}).pop(widget, None)
     return kept
 
 def execute(path, off):
-    "Run the notebook at `path` except cells under the flags `off`; return an error message, empty if all went well."
+    """Run the notebook at `path` except cells under the flags `off`; return an error
+    message, empty if all went well."""
     os.chdir(path.parent)
     name, start = path.relative_to(root), time.perf_counter()
     print(name, end=' ', flush=True)

@@ -1,4 +1,5 @@
-"""Write README.md, and its figures in nbs/index_files/, from nbs/index.ipynb as it is stored: nothing is run."""
+"""Write README.md, and its figures in nbs/index_files/, from nbs/index.ipynb as it is
+stored: nothing is run."""
 import base64, json, posixpath, re, shutil
 from pathlib import Path
 
@@ -8,7 +9,8 @@ directive = re.compile(r'^#\|\s*([\w-]+):?[ \t]*(.*?)[ \t]*$\n?', re.M)
 
 def prose(text):
     "Markdown as GitHub shows it: without Quarto's attributes and fences, links relative to the project root."
-    text = re.sub(r'[ \t]*\{(?:[.#][a-z]|width=|height=|fig-\w+=)[^{}\n]*\}|^:{3,}.*\n?', '', text, flags=re.M)
+    text = re.sub(r'[ \t]*\{(?:[.#][a-z]|width=|height=|fig-\w+=)[^{}\n]*\}|^:{3,}.*\n?', '',
+                  text, flags=re.M)
     relative = r'(?<=\]\()(?![a-z]+:)([^)\s#]*[./][a-z][^)\s#]*)'
     return re.sub(relative, lambda m: posixpath.normpath(f'nbs/{m[1]}'), text)
 

@@ -1,4 +1,5 @@
-"""Do notebooks, modules and README agree? All that is generated is made anew in a temporary copy and compared.
+"""Do notebooks, modules and README agree? All that is generated is made anew in a temporary copy and
+compared. No line of code may be wider than the page that shows it.
 
 A failing check leaves the work tree as it is; `--write` takes the generated files over.
 """
@@ -9,11 +10,13 @@ from fastcore.script import call_parse, store_true
 
 root, bin = Path(__file__).resolve().parent.parent, Path(sys.executable).parent
 compared = 'nbs', 'mulan_vdm', 'README.md'
+widest, scripts = 110, ('tests', 'docs', '.ci')
 machine_path = re.compile(rf'(?<![\w.])(?:/(?:home|Users|root|tmp)/|{re.escape(str(root))}/)')
 
 def work_tree():
     "Paths of the files that git tracks or would track."
-    listed = subprocess.run(['git', 'ls-files', '-coz', '--exclude-standard'], cwd=root, check=True, capture_output=True)
+    listed = subprocess.run(['git', 'ls-files', '-coz', '--exclude-standard'], cwd=root, check=True,
+                            capture_output=True)
     return {Path(f) for f in listed.stdout.decode().split('\0') if f and (root/f).is_file()}
 
 def regenerate(files, copy):
@@ -23,7 +26,8 @@ def regenerate(files, copy):
         (copy/f).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(root/f, copy/f, follow_symlinks=False)
     for command in (bin/'nbdev_clean',), (bin/'nbdev_export',), (sys.executable, '.ci/readme.py'):
-        if subprocess.run(command, cwd=copy).returncode: sys.exit(f'{Path(command[-1]).name} failed: see above')
+        if subprocess.run(command, cwd=copy).returncode:
+            sys.exit(f'{Path(command[-1]).name} failed: see above')
 
 def differences(files, copy):
     "(path, why) of every compared file that differs between the work tree and `copy`."
@@ -39,10 +43,24 @@ def faults(path):
     ids = [c.get('id') for c in cells]
     for i, c in enumerate(cells):
         outputs = c.get('outputs', [])
-        shown = [o.get('text') or {k: v for k, v in o.get('data', {}).items() if 'image' not in k} for o in outputs]
+        shown = [o.get('text') or {k: v for k, v in o.get('data', {}).items() if 'image' not in k}
+                 for o in outputs]
         if ids.count(ids[i]) > 1 or not ids[i]: yield f'{path}: cell {i} has no id of its own'
-        if any(o['output_type'] == 'error' for o in outputs): yield f'{path}: cell {i} stores an error (make nbs NB={path})'
-        if m := machine_path.search(json.dumps([c['source'], shown])): yield f'{path}: cell {i} holds a path of this machine ({m[0]})'
+        if any(o['output_type'] == 'error' for o in outputs):
+            yield f'{path}: cell {i} stores an error (make nbs NB={path})'
+        if m := machine_path.search(json.dumps([c['source'], shown])):
+            yield f'{path}: cell {i} holds a path of this machine ({m[0]})'
+
+def too_wide(path):
+    "Lines of code at `path`, notebook or script, that the page cannot show whole; directives are not shown."
+    text = (root/path).read_text(encoding='utf-8')
+    parts = [('', text)] if path.suffix == '.py' else [
+        (f'cell {i}, ', ''.join(c['source'])) for i, c in enumerate(json.loads(text)['cells'])
+        if c['cell_type'] == 'code']
+    for place, source in parts:
+        for j, line in enumerate(source.splitlines(), 1):
+            if len(line) > widest and not line.startswith('#|'):
+                yield f'{path}: {place}line {j} has {len(line)} characters, at most {widest} are shown'
 
 @call_parse
 def main(
@@ -58,7 +76,9 @@ def main(
             if (copy/f).exists(): shutil.copyfile(copy/f, root/f)
             else: (root/f).unlink()
     said = [f'{f}: {"was " * write}{why}' for f, why in changed]
-    wrong = [w for f in sorted(files) if f.parts[0] == 'nbs' and f.suffix == '.ipynb' for w in faults(f)]
+    notebooks = [f for f in sorted(files) if f.parts[0] == 'nbs' and f.suffix == '.ipynb']
+    code = notebooks + [f for f in sorted(files) if f.parts[0] in scripts and f.suffix == '.py']
+    wrong = [w for f in notebooks for w in faults(f)] + [w for f in code for w in too_wide(f)]
     print('\n'.join(said + wrong) or 'Notebooks, modules and README agree.')
     if changed and not write: print('Remedy: make export, and look at what it changed.')
     if wrong or (changed and not write): sys.exit(1)

@@ -1,7 +1,8 @@
-"""Render the site: MyST sources in _proc/ from the notebooks as they are stored, then pages in _docs/. No notebook is run.
+"""Render the site: MyST sources in _proc/ from the notebooks as they are stored, then pages in
+_docs/. No notebook is run.
 
-`_quarto.yml` is the table of contents. Equation labels, links and names of the public API are resolved here or by Sphinx;
-one that leads nowhere ends the build.
+`_quarto.yml` is the table of contents. Equation labels, links and names of the public API are resolved here
+or by Sphinx; one that leads nowhere ends the build.
 """
 import ast, importlib, json, re, shutil, sys
 from collections import Counter
@@ -21,11 +22,13 @@ source = work/'source'
 config = get_config(path=root)
 problems = []
 
-# ---- the table of contents ---------------------------------------------------------------------------------------
+# ---- the table of contents ---------------------------------------------------------------------------------
 
 def contents():
-    "(caption, [notebook paths without suffix]) of each group in the sidebar of `_quarto.yml`; single pages have no caption."
-    for entry in yaml.safe_load((root/'_quarto.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']:
+    """(caption, [notebook paths without suffix]) of each group in the sidebar of `_quarto.yml`;
+    single pages have no caption."""
+    for entry in yaml.safe_load((root/'_quarto.yml')
+                                .read_text(encoding='utf-8'))['website']['sidebar']['contents']:
         if isinstance(entry, str): yield '', [entry.removesuffix('.ipynb')]
         else: yield entry['section'], [page.removesuffix('.ipynb') for page in entry['contents']]
 
@@ -34,31 +37,38 @@ def toctree(pages, caption='', hidden=True):
     options = [f':caption: {caption}'] * bool(caption) + [':hidden:'] * hidden
     return '\n'.join(['```{toctree}', *options, '', *(f'/{p}' for p in pages), '```'])
 
-# ---- notebooks ---------------------------------------------------------------------------------------------------
+# ---- notebooks ---------------------------------------------------------------------------------------------
 
 equation = r'^\$\$(?P<tex>.+?)\$\$[ ]*(?:\{\#(?P<label>eq-[\w-]+)\})?[ ]*$'
 labelled = re.compile(equation, re.M | re.S)
 heading = re.compile(r'^(#{1,6})[ ]+(.+?)[ ]*$', re.M)
 
 class Page:
-    "A notebook: its cells as (kind, text, directives, cell), its title, its labels, and the section and cell that define each name."
+    """A notebook: its cells as (kind, text, directives, cell), its title, its labels, and the section and
+    cell that define each name."""
     def __init__(self, name):
         self.name, self.cells, self.defined, section = name, [], {}, ''
         path = root/'nbs'/f'{name}.ipynb'
         if not path.exists(): sys.exit(f'_quarto.yml lists {name}.ipynb, which is not in nbs/')
         for i, cell in enumerate(json.loads(path.read_text(encoding='utf-8'))['cells']):
             code = NbCell(i, {**cell, 'source': ''.join(cell['source'])})
-            flags = extract_directives(code) if cell['cell_type'] == 'code' else {} # takes nbdev's directives out of code.source
+            # takes nbdev's directives out of code.source
+            flags = extract_directives(code) if cell['cell_type'] == 'code' else {}
             if flags: code.source = re.sub(r'^#\|.*\n?', '', code.source, flags=re.M)   # Quarto's stay in it
             self.cells.append((cell['cell_type'], code.source.strip('\n'), flags, cell))
-            if cell['cell_type'] == 'markdown': section = ([t for _, t in heading.findall(code.source)] or [section])[-1]
+            if cell['cell_type'] == 'markdown':
+                section = ([t for _, t in heading.findall(code.source)] or [section])[-1]
             if 'export' not in flags: continue
             for node in ast.parse(code.source).body:
-                names = [node.name] if hasattr(node, 'name') else [t.id for t in getattr(node, 'targets', ()) if isinstance(t, ast.Name)]
+                names = [node.name] if hasattr(node, 'name') else [t.id for t in getattr(node, 'targets', ())
+                                                                   if isinstance(t, ast.Name)]
                 self.defined.update({n: (section, cell['id'], node, code.source) for n in names})
-        self.title = next((t for kind, text, *_ in self.cells if kind == 'markdown' for _, t in heading.findall(text)), name)
-        self.module = next((flags['default_exp'][0] for _, _, flags, _ in self.cells if 'default_exp' in flags), None)
-        found = Counter(m['label'] for kind, text, *_ in self.cells if kind == 'markdown' for m in labelled.finditer(text) if m['label'])
+        self.title = next((t for kind, text, *_ in self.cells if kind == 'markdown'
+                           for _, t in heading.findall(text)), name)
+        self.module = next((flags['default_exp'][0] for _, _, flags, _ in self.cells
+                            if 'default_exp' in flags), None)
+        found = Counter(m['label'] for kind, text, *_ in self.cells if kind == 'markdown'
+                        for m in labelled.finditer(text) if m['label'])
         problems.extend(f'{name}: the label {l} is given {n} times' for l, n in found.items() if n > 1)
         self.labels = set(found)
 
@@ -71,20 +81,26 @@ class Book:
         self.groups = list(contents())
         self.pages = {name: Page(name) for _, names in self.groups for name in names}
         self.modules = {p.module: p for p in self.pages.values() if p.module}
-        unlisted = {p.relative_to(root/'nbs').with_suffix('').as_posix() for p in (root/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts} - set(self.pages)
+        unlisted = {p.relative_to(root/'nbs').with_suffix('').as_posix() for p in (root/'nbs')
+                    .rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts} - set(self.pages)
         problems.extend(f'{name}.ipynb is not listed in _quarto.yml' for name in sorted(unlisted))
         self.public = dict(self.names())
 
     def names(self):
-        "(full name, module) of what the API pages describe: nbdev's index without private names, and exported constants."
+        """(full name, module) of what the API pages describe: nbdev's index without private
+        names, and exported constants."""
         for module, page in self.modules.items():
-            index = importlib.import_module(f'{config.lib_path.name}._modidx').d['syms'][f'{config.lib_path.name}.{module}']
+            index = importlib.import_module(
+                f'{config.lib_path.name}._modidx').d['syms'][f'{config.lib_path.name}.{module}']
             exported = importlib.import_module(f'{config.lib_path.name}.{module}').__all__
             for name in [n.split('.', 2)[2] for n in index] + exported:
-                if not any(part.startswith('_') for part in name.split('.')) and name.split('.')[0] in exported: yield f'{module}.{name}', module
+                if (not any(part.startswith('_') for part in name.split('.'))
+                    and name.split('.')[0] in exported):
+                    yield f'{module}.{name}', module
 
     def full_name(self, text, home):
-        "The public object that the code `text` names, seen from the module `home`, or None. The command line yields to all others."
+        """The public object that the code `text` names, seen from the module `home`, or None. The command
+        line yields to all others."""
         name = text.removeprefix(f'{config.lib_path.name}.').split('(')[0]
         for module in [home, *(m for m in self.modules if m != 'cli'), 'cli']:
             if f'{module}.{name}' in self.public: return f'{module}.{name}'
@@ -99,26 +115,34 @@ class Book:
 
     def reference(self, label, home, here):
         "The equation `label`, written on or for the page `home`, read on the page `here`."
-        owners = [home] if home in self.pages and label in self.pages[home].labels else [p.name for p in self.pages.values() if label in p.labels]
-        if len(owners) == 1: return f'{{eq}}`{key(owners[0], label)}`' + (f' of {self.link(owners[0], here)}' if owners[0] != here else '')
-        problems.append(f"{home}: @{label} is " + (f"ambiguous: {', '.join(owners)}" if owners else 'nowhere'))
+        owners = ([home] if home in self.pages and label in self.pages[home].labels
+                  else [p.name for p in self.pages.values() if label in p.labels])
+        if len(owners) == 1:
+            return f'{{eq}}`{key(owners[0], label)}`' + (f' of {self.link(owners[0], here)}'
+                                                         if owners[0] != here else '')
+        problems.append(f"{home}: @{label} is "
+                        + (f"ambiguous: {', '.join(owners)}" if owners else 'nowhere'))
         return f'@{label}'
 
     def link(self, name, here):
         "A link from the page `here` to the page `name`."
         return f'[{self.pages[name].title}]({relpath(name, here.rpartition("/")[0] or ".")}.ipynb)'
 
-# ---- markdown ----------------------------------------------------------------------------------------------------
+# ---- markdown ----------------------------------------------------------------------------------------------
 
-tokens = re.compile(rf'''(?P<fence>^(?P<ticks>`{{3,}}|~{{3,}}).*?^(?P=ticks)[ ]*$) | (?P<heading>^\#{{1,6}}[ ][^\n]*$) | (?P<equation>{equation})
-    | (?P<math>\$[^$\n]+(?:\n[^$\n]+)?\$) | (?P<link>!?\[[^\]\n]*(?:\n[^\]\n]+)?\]\([^)\n]*\)) (?P<attributes>\{{[^}}\n]*\}})? | `(?P<code>[^`\n]+)` | (?<![\w.@])@(?P<ref>eq-[\w-]*\w)
+tokens = re.compile(rf'''(?P<fence>^(?P<ticks>`{{3,}}|~{{3,}}).*?^(?P=ticks)[ ]*$)
+    | (?P<heading>^\#{{1,6}}[ ][^\n]*$) | (?P<equation>{equation}) | (?P<math>\$[^$\n]+(?:\n[^$\n]+)?\$)
+    | (?P<link>!?\[[^\]\n]*(?:\n[^\]\n]+)?\]\([^)\n]*\)) (?P<attributes>\{{[^}}\n]*\}})?
+    | `(?P<code>[^`\n]+)` | (?<![\w.@])@(?P<ref>eq-[\w-]*\w)
     | ^(?P<colons>:{{3,}})[ ]*(?P<div>\{{[^}}\n]*\}})?[ ]*$''', re.M | re.S | re.X)
 
 def markdown(text, book, home, here=None):
     "MyST for Quarto's `text` of the page `home`: equations, references, callouts, names of the API."
     here, module = here or home, book.pages[home].module if home in book.pages else None
     def token(m):
-        if m['equation']: return '\n'.join(['```{math}', *([f":label: {key(home, m['label'])}"] if m['label'] else []), '', m['tex'].strip(), '```'])
+        if m['equation']:
+            return '\n'.join(['```{math}', *([f":label: {key(home, m['label'])}"] if m['label'] else []), '',
+                              m['tex'].strip(), '```'])
         if m['ref']: return book.reference(m['ref'], home, here)
         if m['link']: return m['link']
         if m['code']: return book.api_link(m['code'], module)
@@ -132,48 +156,61 @@ def callout(attributes, home):
     kind = re.search(r'\.callout-(note|tip|warning|important|caution)', attributes)
     if not kind: problems.append(f'{home}: no page can show the div {attributes}')
     title = re.search(r'title="([^"]*)"', attributes)
-    return f'{{admonition}} {title[1]}\n:class: {kind[1]}' if kind and title else f'{{{kind[1]}}}' if kind else ''
+    return (f'{{admonition}} {title[1]}\n:class: {kind[1]}' if kind and title
+            else f'{{{kind[1]}}}' if kind else '')
 
 def plain(text):
     "The last paragraph of markdown `text` as one line without markup, for a picture that cannot be seen."
-    paragraphs = [p for p in re.split(r'\n\s*\n', labelled.sub('', text)) if p.strip() and not p.lstrip().startswith(('#', '|', '$$', ':::'))]
+    paragraphs = [p for p in re.split(r'\n\s*\n', labelled.sub('', text))
+                  if p.strip() and not p.lstrip().startswith(('#', '|', '$$', ':::'))]
     line = re.sub(r'\s+', ' ', (paragraphs or [''])[-1]).strip()
-    line = re.sub(r'!?\[([^\]]*)\]\([^)]*\)|\*\*?([^*]+)\*\*?|`([^`]+)`|\$([^$]+)\$|^[>*-] ', lambda m: next(filter(None, m.groups()), ''), line)
+    line = re.sub(r'!?\[([^\]]*)\]\([^)]*\)|\*\*?([^*]+)\*\*?|`([^`]+)`|\$([^$]+)\$|^[>*-] ',
+                  lambda m: next(filter(None, m.groups()), ''), line)
     return line if len(line) < 400 else line[:400].rsplit('. ', 1)[0] + '.'
 
-# ---- cells -------------------------------------------------------------------------------------------------------
+# ---- cells -------------------------------------------------------------------------------------------------
 
 def as_markdown(text): return dict(cell_type='markdown', metadata={}, source=text)
 
 def as_code(text, outputs, tags, alt='', caption=''):
     "A code cell for myst-nb."
     shown = dict(image=dict(alt=alt)) | (dict(figure=dict(caption=caption)) if caption else {})
-    return dict(cell_type='code', metadata=dict(tags=tags, mystnb=shown), source=text, outputs=outputs, execution_count=None)
+    return dict(cell_type='code', metadata=dict(tags=tags, mystnb=shown), source=text, outputs=outputs,
+                execution_count=None)
 
 def code(cell, book, page, before):
-    "Cells that show the code cell `cell`: source and outputs as its directives ask; `before` is the markdown above."
+    """Cells that show the code cell `cell`: source and outputs as its directives ask;
+    `before` is the markdown above."""
     _, text, flags, stored = cell
     flags = {k.rstrip(':'): ' '.join(v).strip('"\'') for k, v in flags.items()}
-    if {'hide', 'default_exp'} & flags.keys() or flags.get('include') == 'false' or not (text.strip() or stored['outputs']): return
+    if ({'hide', 'default_exp'} & flags.keys() or flags.get('include') == 'false'
+        or not (text.strip() or stored['outputs'])):
+        return
     alt, tags = flags.get('fig-alt') or flags.get('fig-cap') or plain(before) or page.title, []
     if 'export' in flags: tags.append('export'); yield as_markdown(f"({anchor(page.name, stored['id'])})=")
     if flags.get('echo') == 'false': tags.append('remove-input')
     if flags.get('code-fold') == 'true': tags.append('hide-input')
-    outputs = [] if flags.get('output') == 'false' else [o for o in stored['outputs'] if not ''.join(o.get('data', {}).get('text/plain', '')).startswith('interactive(')]    # live sliders need a kernel; those of Stepped are HTML and stay
-    run = []                                                    # markdown outputs become cells of their own, in their place
+    # live sliders need a kernel; those of Stepped are HTML and stay
+    outputs = [] if flags.get('output') == 'false' else [o for o in stored['outputs'] if not ''.join(
+        o.get('data', {}).get('text/plain', '')).startswith('interactive(')]
+    run = []  # markdown outputs become cells of their own, in their place
     for out in outputs:
         rich = out.get('data', {}).get('text/markdown')
         if not rich: run.append(out); continue
         yield as_code(text, run, tags, alt)
         yield as_markdown(markdown(''.join(rich), book, page.name))
         run, tags = [], ['remove-input']
-    if run or not outputs or 'remove-input' not in tags: yield as_code(text, run, tags, alt, flags.get('fig-cap', ''))
+    if run or not outputs or 'remove-input' not in tags:
+        yield as_code(text, run, tags, alt, flags.get('fig-cap', ''))
 
 def links(page):
     "Where to run and to read the notebook itself."
     path = f'blob/{config.branch}/nbs/{page.name}.ipynb'
-    places = [f"[Open in Colab]({config.git_url.replace('github.com', 'colab.research.google.com/github')}/{path})", f'[notebook on GitHub]({config.git_url}/{path})']
-    return ' · '.join(places + [f'exports {{py:mod}}`{config.lib_path.name}.{page.module}`'] * bool(page.module))
+    places = ["[Open in "
+              f"Colab]({config.git_url.replace('github.com', 'colab.research.google.com/github')}/{path})",
+              f'[notebook on GitHub]({config.git_url}/{path})']
+    return ' · '.join(places
+                      + [f'exports {{py:mod}}`{config.lib_path.name}.{page.module}`'] * bool(page.module))
 
 def notebook(page, book):
     "The notebook that myst-nb reads."
@@ -181,13 +218,19 @@ def notebook(page, book):
     for i, cell in enumerate(page.cells):
         if cell[0] == 'markdown':
             before, text = cell[1], markdown(cell[1], book, page.name)
-            if i == 0: text = heading.sub(lambda m: f'{m[0]}\n\n```{{container}} notebook-links\n{links(page)}\n```', text, count=1)
+            if i == 0:
+                text = heading.sub(lambda m: f'{m[0]}\n\n```{{container}} notebook-links\n{links(page)}\n```',
+                                   text, count=1)
             cells.append(as_markdown(text))
         if cell[0] == 'code': cells.extend(code(cell, book, page, before))
-    if page.name == 'index': cells.extend(as_markdown(toctree([n for n in names if n != 'index'], caption)) for caption, names in grouped(book.groups))
-    if page.name == 'reference/api': cells.append(as_markdown(toctree([f'reference/api/{m}' for m in book.modules])))
+    if page.name == 'index':
+        cells.extend(as_markdown(toctree([n for n in names if n != 'index'], caption))
+                     for caption, names in grouped(book.groups))
+    if page.name == 'reference/api':
+        cells.append(as_markdown(toctree([f'reference/api/{m}' for m in book.modules])))
     for i, c in enumerate(cells): c['id'] = f'c{i}'
-    python = dict(kernelspec=dict(name='python3', display_name='python3', language='python'), language_info=dict(name='python', pygments_lexer='python'))
+    python = dict(kernelspec=dict(name='python3', display_name='python3', language='python'),
+                  language_info=dict(name='python', pygments_lexer='python'))
     return json.dumps(dict(cells=cells, metadata=python, nbformat=4, nbformat_minor=5), ensure_ascii=False)
 
 def grouped(groups):
@@ -198,7 +241,7 @@ def grouped(groups):
         else: together.append((caption, [*names]))
     return [(c, n) for c, n in together if n != ['index']]
 
-# ---- the API -----------------------------------------------------------------------------------------------------
+# ---- the API -----------------------------------------------------------------------------------------------
 
 def cell_text(text): return ' '.join(str(text or '').split()).replace('|', '\\|')
 def in_code(text): return f"`{cell_text(text)}`" if text else ''
@@ -213,20 +256,28 @@ def table(f, described, say):
     "The docments table of the syntax tree `f` of a function: one row per argument, one for the result."
     a, rows = f.args, []
     positional = a.posonlyargs + a.args
-    defaults = dict(zip([p.arg for p in positional[::-1]], a.defaults[::-1])) | {p.arg: d for p, d in zip(a.kwonlyargs, a.kw_defaults) if d}
+    defaults = (dict(zip([p.arg for p in positional[::-1]], a.defaults[::-1]))
+                | {p.arg: d for p, d in zip(a.kwonlyargs, a.kw_defaults) if d})
     stars = [(s, p) for s, p in (('*', a.vararg), ('**', a.kwarg)) if p]
     for star, p in [('', p) for p in positional + a.kwonlyargs if p.arg not in ('self', 'cls')] + stars:
         d, meaning = defaults.get(p.arg), described.get(p.arg)
-        rows.append((in_code(star + p.arg), in_code(p.annotation and ast.unparse(p.annotation)), in_code(d and ast.unparse(d)), say(cell_text(meaning))))
-    if f.returns or described.get('return'): rows.append(('*returns*', in_code(f.returns and ast.unparse(f.returns)), '', say(cell_text(described.get('return')))))
-    return '\n'.join(['| argument | type | default | meaning |', '|---|---|---|---|', *(f"| {' | '.join(r)} |" for r in rows)]) if rows else ''
+        rows.append((in_code(star + p.arg), in_code(p.annotation and ast.unparse(p.annotation)),
+                     in_code(d and ast.unparse(d)), say(cell_text(meaning))))
+    if f.returns or described.get('return'):
+        rows.append(('*returns*', in_code(f.returns and ast.unparse(f.returns)), '',
+                     say(cell_text(described.get('return')))))
+    return '\n'.join(['| argument | type | default | meaning |', '|---|---|---|---|',
+                      *(f"| {' | '.join(r)} |" for r in rows)]) if rows else ''
 
 def fields(c, text):
     "The fields of the class with syntax tree `c`, a NamedTuple or the like, and the comments beside them."
     lines = text.splitlines()
-    rows = [(in_code(n.target.id), in_code(ast.unparse(n.annotation)), in_code(n.value and ast.unparse(n.value)), cell_text(lines[n.end_lineno - 1][n.end_col_offset:].strip(' #')))
-            for n in c.body if isinstance(n, ast.AnnAssign)]
-    return '\n'.join(['| field | type | default | meaning |', '|---|---|---|---|', *(f"| {' | '.join(r)} |" for r in rows)]) if rows else ''
+    rows = [(in_code(n.target.id), in_code(ast.unparse(n.annotation)),
+             in_code(n.value and ast.unparse(n.value)),
+             cell_text(lines[n.end_lineno - 1][n.end_col_offset:].strip(' #')))
+                for n in c.body if isinstance(n, ast.AnnAssign)]
+    return '\n'.join(['| field | type | default | meaning |', '|---|---|---|---|',
+                      *(f"| {' | '.join(r)} |" for r in rows)]) if rows else ''
 
 def directive(colons, kind, head, *parts):
     "A directive of Sphinx's Python domain."
@@ -235,46 +286,57 @@ def directive(colons, kind, head, *parts):
 def describe(f, name, obj, say, colons, kind, *more):
     "A function or method: signature, docstring, table."
     described = {k: v for k, v in docments(obj).items() if v} if obj else {}
-    return directive(colons, kind, name + signature(f, kind != 'function'), say(ast.get_docstring(f) or ''), table(f, described, say), *more)
+    return directive(colons, kind, name + signature(f, kind != 'function'), say(ast.get_docstring(f) or ''),
+                     table(f, described, say), *more)
 
 def method(f, c, obj, say):
     "A method of the class `c`."
     marks = {getattr(d, 'id', '') for d in f.decorator_list}
-    if 'property' in marks: return directive('::::', 'property', f'{c}.{f.name}', say(ast.get_docstring(f) or ''))
-    kind = 'classmethod' if 'classmethod' in marks else 'staticmethod' if 'staticmethod' in marks else 'method'
+    if 'property' in marks:
+        return directive('::::', 'property', f'{c}.{f.name}', say(ast.get_docstring(f) or ''))
+    kind = ('classmethod' if 'classmethod' in marks
+            else 'staticmethod' if 'staticmethod' in marks else 'method')
     return describe(f, f'{c}.{f.name}', getattr(obj, f.name, None), say, '::::', kind)
 
 def klass(c, obj, say, text, more):
     "A class: signature, docstring, fields or arguments, public methods."
     init = next((n for n in c.body if isinstance(n, ast.FunctionDef) and n.name == '__init__'), None)
     bases = [ast.unparse(b) for b in c.bases]
-    public = [n for n in c.body if isinstance(n, ast.FunctionDef) and (not n.name.startswith('_') or n.name == '__call__')]
+    public = [n for n in c.body if isinstance(n, ast.FunctionDef)
+                                   and (not n.name.startswith('_') or n.name == '__call__')]
     described = {k: v for k, v in docments(obj.__init__).items() if v} if init else {}
-    return directive(':::::', 'class', c.name + (signature(init, True) if init else ''), f"Bases: {', '.join(map(in_code, bases))}" if bases else '', say(ast.get_docstring(c) or ''),
-        say(ast.get_docstring(init) or '') if init else '', table(init, described, say) if init else '', fields(c, text), more, *(method(f, c.name, obj, say) for f in public))
+    return directive(':::::', 'class', c.name + (signature(init, True) if init else ''),
+            f"Bases: {', '.join(map(in_code, bases))}" if bases else '', say(ast.get_docstring(c) or ''),
+            say(ast.get_docstring(init) or '') if init else '', table(init, described, say) if init else '',
+            fields(c, text), more, *(method(f, c.name, obj, say) for f in public))
 
 def constant(node, text, name, more):
     "A constant: its value as written, if short."
     value = ast.get_source_segment(text, node.value)
-    return directive(':::::', 'data', name, f'```python\n{name} = {value}\n```' if len(value) < 1500 else '', more)
+    return directive(':::::', 'data', name,
+                     f'```python\n{name} = {value}\n```' if len(value) < 1500 else '', more)
 
 def api(page, book):
     "The reference page of the module that `page` exports."
     here, lib = f'reference/api/{page.module}', f'{config.lib_path.name}.{page.module}'
     module, parts, last = importlib.import_module(lib), [], None
     say = lambda text: markdown(text, book, page.name, here)
-    for name in sorted((n for n in module.__all__ if n in page.defined), key=lambda n: list(page.defined).index(n)):
+    for name in sorted((n for n in module.__all__ if n in page.defined),
+                       key=lambda n: list(page.defined).index(n)):
         section, cell, node, text = page.defined[name]
         if section != last: parts.append(f'## {section}'); last = section
         more = f'{{ref}}`source <{anchor(page.name, cell)}>`'
         obj = getattr(module, name)
-        if isinstance(node, ast.FunctionDef): parts.append(describe(node, name, obj, say, ':::::', 'function', more))
+        if isinstance(node, ast.FunctionDef):
+            parts.append(describe(node, name, obj, say, ':::::', 'function', more))
         elif isinstance(node, ast.ClassDef): parts.append(klass(node, obj, say, text, more))
         else: parts.append(constant(node, text, name, more))
-    problems.extend(f'{lib}.{n} is exported, but no cell of {page.name} defines it' for n in module.__all__ if n not in page.defined)
-    return '\n\n'.join([f'# {lib}', f'```{{py:module}} {lib}\n```', say(module.__doc__ or ''), f'Derived, exported and tested in {book.link(page.name, here)}.', *parts]) + '\n'
+    problems.extend(f'{lib}.{n} is exported, but no cell of {page.name} defines it'
+                    for n in module.__all__ if n not in page.defined)
+    return '\n\n'.join([f'# {lib}', f'```{{py:module}} {lib}\n```', say(module.__doc__ or ''),
+                        f'Derived, exported and tested in {book.link(page.name, here)}.', *parts]) + '\n'
 
-# ---- the build ---------------------------------------------------------------------------------------------------
+# ---- the build ---------------------------------------------------------------------------------------------
 
 def write(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -288,9 +350,13 @@ def main():
     for page in book.pages.values(): write(source/f'{page.name}.ipynb', notebook(page, book))
     for module, page in book.modules.items(): write(source/f'reference/api/{module}.md', api(page, book))
     for file in (root/'nbs').rglob('*'):
-        if file.suffix in ('.png', '.svg', '.json') and file.is_file(): (source/file.relative_to(root/'nbs')).parent.mkdir(parents=True, exist_ok=True); shutil.copy2(file, source/file.relative_to(root/'nbs'))
+        if file.suffix in ('.png', '.svg', '.json') and file.is_file():
+            (source/file.relative_to(root/'nbs')).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, source/file.relative_to(root/'nbs'))
     if problems: sys.exit('\n'.join(problems))
-    if sphinx(['-W', '--keep-going', '-q', '-j', '2', '-c', str(root/'docs'), '-d', str(work/'doctrees'), str(source), str(work/'html')]): sys.exit(1)
+    if sphinx(['-W', '--keep-going', '-q', '-j', '2', '-c', str(root/'docs'), '-d', str(work/'doctrees'),
+               str(source), str(work/'html')]):
+        sys.exit(1)
     (work/'html').rename(site)
 
 if __name__ == '__main__': main()

@@ -9,7 +9,8 @@ project = html_title = website['title']
 language = 'en'
 extensions = ['myst_nb', 'sphinx_copybutton', 'sphinx.ext.githubpages']
 
-# Notebooks hold their outputs. Nothing on a page comes from another host: MathJax is a copy, there are no live widgets.
+# Notebooks hold their outputs. Nothing on a page comes from another host: MathJax is a copy,
+# there are no live widgets.
 nb_execution_mode = 'off'
 nb_ipywidgets_js = {}
 nb_merge_streams = True

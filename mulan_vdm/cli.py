@@ -25,23 +25,31 @@ def add_flags(parser: argparse.ArgumentParser, function: Callable, # its argumen
     for name, doc in docments(function, full=True, returns=False, eval_str=True).items():
         if name in but: continue
         kind = next((t for t in get_args(doc.anno) if t is not type(None)), doc.anno)
-        how = dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(type=kind, nargs='*') if get_origin(doc.anno) is tuple else dict(type=kind)
-        parser.add_argument(f'--{name}', default=argparse.SUPPRESS, help=f'{doc.docment or ""} (default: {doc.default})', **how)
+        how = (dict(action=argparse.BooleanOptionalAction) if kind is bool
+               else dict(type=kind, nargs='*') if get_origin(doc.anno) is tuple else dict(type=kind))
+        parser.add_argument(f'--{name}', default=argparse.SUPPRESS,
+                            help=f'{doc.docment or ""} (default: {doc.default})', **how)
 
 # %% ../nbs/14_cli.ipynb #f2090b0f
 model_excluded = ('event_shape', 'vocab')                                # known from the data
-fit_excluded = ('model', 'data', 'out', 'config', 'resume', 'progress', 'previous', 'stop')  # given by the command itself
+# given by the command itself
+fit_excluded = ('model', 'data', 'out', 'config', 'resume', 'progress', 'previous', 'stop')
 
 def train_parser(system: str) -> argparse.ArgumentParser: # name of the system whose arguments are flags
     "The parser of `mulan-vdm train` for a system."
     from mulan_vdm.systems import presets, systems
     from mulan_vdm.training import fit
-    p = argparse.ArgumentParser('mulan-vdm train', description='Train a model and keep everything in a run folder.', formatter_class=argparse.ArgumentDefaultsHelpFormatter, argument_default=argparse.SUPPRESS)
+    p = argparse.ArgumentParser(
+        'mulan-vdm train', description='Train a model and keep everything in a run folder.',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter, argument_default=argparse.SUPPRESS)
     p.add_argument('--out', required=True, help='run folder')
     p.add_argument('--preset', help=f"system, data and arguments by name: {', '.join(presets)}")
     p.add_argument('--resume', action='store_true', help='continue the run in --out')
-    p.add_argument('--previous', action='store_true', help='with --resume: from the checkpoint before the last one')
-    for name, kind in (('data', str), ('bits', int), ('size', int), ('path', str)): p.add_argument(f'--{name}', type=kind, help=f'of the data set: its {name if name != "data" else "name"}')
+    p.add_argument('--previous', action='store_true',
+                   help='with --resume: from the checkpoint before the last one')
+    for name, kind in (('data', str), ('bits', int), ('size', int), ('path', str)):
+        p.add_argument(f'--{name}', type=kind,
+                       help=f'of the data set: its {name if name != "data" else "name"}')
     add_flags(p.add_argument_group(f'arguments of the system {system}'), systems[system], model_excluded)
     add_flags(p.add_argument_group('arguments of training'), fit, fit_excluded)
     return p
@@ -49,22 +57,33 @@ def train_parser(system: str) -> argparse.ArgumentParser: # name of the system w
 # %% ../nbs/14_cli.ipynb #a1b1d550
 def configure(argv: list[str] # of `mulan-vdm train`
              ) -> tuple[dict, Path, dict]: # configuration without the data's shape, run folder, how to resume
-    "Preset or stored configuration with the typed flags laid over it; raises ValueError for unknown names or flags that would make another model."
+    """Preset or stored configuration with the typed flags laid over it; raises ValueError for unknown
+    names or flags that would make another model."""
     import inspect
     from mulan_vdm.systems import choose, presets, read_config, systems
     first = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS, allow_abbrev=False)
-    first.add_argument('--preset'); first.add_argument('--out'); first.add_argument('--resume', action='store_true')
+    first.add_argument('--preset'); first.add_argument('--out')
+    first.add_argument('--resume', action='store_true')
     known = vars(first.parse_known_args(argv)[0]); resume = known.get('resume', False)
     if resume and 'out' in known: base = read_config(known['out'])
     else: base = choose('preset', known.get('preset', 'vdm-digits'), presets)
-    typed = vars(train_parser(base['system']).parse_args(argv)); how = {name: typed.pop(name, False) for name in ('resume', 'previous')}; out, preset = Path(typed.pop('out')), typed.pop('preset', base.get('preset'))
-    data = {**base['data'], **({'name': typed.pop('data')} if 'data' in typed else {}), **{k: typed.pop(k) for k in ('bits', 'size', 'path') if k in typed}}
+    typed = vars(train_parser(base['system']).parse_args(argv))
+    how = {name: typed.pop(name, False) for name in ('resume', 'previous')}
+    out, preset = Path(typed.pop('out')), typed.pop('preset', base.get('preset'))
+    data = {**base['data'], **({'name': typed.pop('data')} if 'data' in typed else {}),
+            **{k: typed.pop(k) for k in ('bits', 'size', 'path') if k in typed}}
     arguments = set(inspect.signature(systems[base['system']]).parameters)
     model = {k: typed.pop(k) for k in tuple(typed) if k in arguments}
-    changed = [k for k, v in model.items() if base['model'].get(k) != v] + (['data'] if data != base['data'] else [])
-    if how['previous'] and not resume: raise ValueError(f"--previous goes with --resume: it continues {out} from the checkpoint before the last one")
-    if resume and changed: raise ValueError(f"--{changed[0]} cannot change when resuming {out}: start another run with another --out")
-    config = dict(preset=preset, system=base['system'], data=data, model={**base['model'], **model}, fit={**base['fit'], **typed})
+    changed = ([k for k, v in model.items() if base['model'].get(k) != v]
+               + (['data'] if data != base['data'] else []))
+    if how['previous'] and not resume:
+        raise ValueError("--previous goes with --resume: "
+                         f"it continues {out} from the checkpoint before the last one")
+    if resume and changed:
+        raise ValueError(f"--{changed[0]} cannot change when resuming {out}: "
+                         "start another run with another --out")
+    config = dict(preset=preset, system=base['system'], data=data, model={**base['model'], **model},
+                  fit={**base['fit'], **typed})
     return config, out, how
 
 # %% ../nbs/14_cli.ipynb #fca9e2e0
@@ -73,9 +92,13 @@ def draw(out: Path, model, data) -> list[Path]: # run folder, averaged model, it
     import torch
     from mulan_vdm.plots import plot_metrics, plot_pixel_schedule, plot_schedule
     x = data.train.x[:6].to(model.reference.device)
-    with torch.no_grad(): w, _ = model.latent(model.codec.encode(x, model.reference.dtype), torch.Generator(x.device).manual_seed(0))
-    figures = {'schedule.png': plot_schedule(model.schedule, w, len(data.event_shape)), 'metrics.png': plot_metrics(out)}
-    if len(getattr(model.schedule, 'event_shape', ())) == 3: figures['pixels.png'] = plot_pixel_schedule(model.schedule, w, None if w is None else x)
+    with torch.no_grad():
+        w, _ = model.latent(model.codec.encode(x, model.reference.dtype),
+                            torch.Generator(x.device).manual_seed(0))
+    figures = {'schedule.png': plot_schedule(model.schedule, w, len(data.event_shape)),
+               'metrics.png': plot_metrics(out)}
+    if len(getattr(model.schedule, 'event_shape', ())) == 3:
+        figures['pixels.png'] = plot_pixel_schedule(model.schedule, w, None if w is None else x)
     for name, figure in figures.items(): figure.savefig(out / name, dpi=120)
     return [out / name for name in figures]
 
@@ -85,83 +108,125 @@ def train(argv: list[str]) -> None: # the words after `mulan-vdm train`
     from mulan_vdm import __version__
     from mulan_vdm.data import load
     from mulan_vdm.systems import build
-    from mulan_vdm.training import check_labels, check_run, checkpoint_path, first_process, fit, load_checkpoint, sigterm
+    from mulan_vdm.training import (check_labels, check_run, checkpoint_path,
+                                    first_process, fit, load_checkpoint, sigterm)
     say = print if first_process() else lambda *_: None
     if first_process(): check_run(out, how['resume'])
     data = load(**config['data'])
-    config['model'].update(event_shape=list(data.event_shape), vocab=data.vocab); config['version'] = __version__
+    config['model'].update(event_shape=list(data.event_shape), vocab=data.vocab)
+    config['version'] = __version__
     model = build(config); check_labels(model, data.train.y); now = None
-    say(f"{config['system']} on {data}\n{sum(p.numel() for p in model.parameters()):,} parameters, run folder {out}")
+    say(f"{config['system']} on {data}\n{sum(p.numel() for p in model.parameters()):,} parameters, "
+        f"run folder {out}")
     config['model'] = {**model.config['model'], 'event_shape': list(data.event_shape)}
     with sigterm() as stop:
         for now in fit(model, data, out=out, config=config, stop=stop, **how, **config['fit']): pass
-    if now is None: return say(f'{out} has its {load_checkpoint(out, ())[1]} steps already: evaluate it, or add --steps with a larger number')
-    if now.step < config['fit'].get('steps', now.step): return say(f'stopped at step {now.step}, checkpoint saved: {checkpoint_path(out)}; add --resume to continue')
-    if first_process(): print(f"step {now.step}: last batch {now.loss:.3f} bits/dim, {now.seconds:.0f} s\npictures: {' '.join(map(str, draw(out, now.model, data)))}\ncheckpoint: {checkpoint_path(out)}")
+    if now is None:
+        return say(f'{out} has its {load_checkpoint(out, ())[1]} steps already: evaluate it, '
+                   'or add --steps with a larger number')
+    if now.step < config['fit'].get('steps', now.step):
+        return say(f'stopped at step {now.step}, checkpoint saved: {checkpoint_path(out)}; '
+                   'add --resume to continue')
+    if first_process():
+        print(f"step {now.step}: last batch {now.loss:.3f} bits/dim, {now.seconds:.0f} s\npictures: "
+              f"{' '.join(map(str, draw(out, now.model, data)))}\ncheckpoint: {checkpoint_path(out)}")
 
 # %% ../nbs/14_cli.ipynb #dd50695b
 def device():
-    "This process's accelerator if there is one, else the CPU. Processes that were started together find each other here."
+    """This process's accelerator if there is one, else the CPU. Processes that were started
+    together find each other here."""
     from accelerate import PartialState
     return PartialState().device
 
 # %% ../nbs/14_cli.ipynb #7e57159e
-def bound(model, data, report: dict, draws: int | None, samples: int, batch_size: int, T: int | None, seed: int, even: bool) -> tuple: # Evaluation, text; fills the report
-    "The variational bound: every image once, its own times and noise; with several latents per image the K-draw bound too."
+def bound(model, data, report: dict, draws: int | None, samples: int, batch_size: int, T: int | None,
+          seed: int, even: bool) -> tuple: # Evaluation, text; fills the report
+    """The variational bound: every image once, its own times and noise; with several latents per
+    image the K-draw bound too."""
     from mulan_vdm import evaluation
     extra = ''
     if samples > 1:
-        several = evaluation.importance_evaluate(model, data.test.x, samples, strata=data.strata, batch_size=batch_size, seed=seed, T=T, progress=True); report['importance'] = several.report()
-        extra = '\n{}: {:.4f} ± {:.4f}, gain over one {:+.4f} ± {:.4f}'.format(f'{samples} latents each', *report['importance']['importance'], *report['importance']['gain'])
-    result = evaluation.evaluate(model, data.test.x, draws, data.strata, batch_size, seed, T, progress=True, even=even); report.update(result.report(), T=T, draws=result.draws, even=even)
-    return result, f"{result.draws} draws each, {'continuous time' if T is None else f'{T} steps'}{', even levels' * even}\n{result.table()}{extra}"
+        several = evaluation.importance_evaluate(model, data.test.x, samples, strata=data.strata,
+                                                 batch_size=batch_size, seed=seed, T=T, progress=True)
+        report['importance'] = several.report()
+        extra = '\n{}: {:.4f} ± {:.4f}, gain over one {:+.4f} ± {:.4f}'.format(
+            f'{samples} latents each', *report['importance']['importance'], *report['importance']['gain'])
+    result = evaluation.evaluate(model, data.test.x, draws, data.strata, batch_size, seed, T,
+                                 progress=True, even=even)
+    report.update(result.report(), T=T, draws=result.draws, even=even)
+    return (result, f"{result.draws} draws each, {'continuous time' if T is None else f'{T} steps'}"
+                    f"{', even levels' * even}\n{result.table()}{extra}")
 
-def exact(model, data, report: dict, draws: int | None, n: int | None, batch_size: int, seed: int, **options) -> tuple: # Evaluation, text; fills the report
+def exact(model, data, report: dict, draws: int | None, n: int | None, batch_size: int, seed: int,
+          **options) -> tuple: # Evaluation, text; fills the report
     "Likelihood by the probability flow, on the first n images or all."
     import math, torch
     from mulan_vdm.evaluation import Evaluation
     from mulan_vdm.likelihood import ode_evaluate
     x, strata = data.test.x[:n], data.strata if n is None else None
-    flow = ode_evaluate(model, x, None, draws or 1, strata=strata, batch_size=batch_size, generator=torch.Generator().manual_seed(seed), progress=True, **options)
-    result = Evaluation(*flow[:5]); report.update(result.report(), draws=flow.draws, nfe=flow.nfe.mean().item(), nfe_max=int(flow.nfe.max()), **options)
-    if not math.isfinite(report['bpd_se_noise']): report['bpd_se_noise'] = None                # one draw per image does not show its noise
-    return result, f"{flow.draws} draws each, tolerance {options['tolerance']:g}, {report['nfe']:.0f} function evaluations per image (at most {report['nfe_max']})\n{result.table()}"
+    flow = ode_evaluate(model, x, None, draws or 1, strata=strata, batch_size=batch_size,
+                        generator=torch.Generator().manual_seed(seed), progress=True, **options)
+    result = Evaluation(*flow[:5])
+    report.update(result.report(), draws=flow.draws, nfe=flow.nfe.mean().item(),
+                  nfe_max=int(flow.nfe.max()), **options)
+    # one draw per image does not show its noise
+    if not math.isfinite(report['bpd_se_noise']): report['bpd_se_noise'] = None
+    return (result, f"{flow.draws} draws each, tolerance {options['tolerance']:g}, {report['nfe']:.0f} "
+                    f"function evaluations per image (at most {report['nfe_max']})\n{result.table()}")
 
 def evaluate(run: str,             # run folder
              method: str = 'vlb',  # vlb, the variational bound; ode, the probability flow
-             draws: int | None = None, # per image: times and noises of vlb, about 32,768 in all by default; paths of ode, one by default
+            # per image: times and noises of vlb, about 32,768 in all by default; paths of ode, one by default
+             draws: int | None = None,
              samples: int = 1,     # vlb: latents per image for the K-draw bound
              n: int | None = None, # ode: the first n test images; all by default
              batch_size: int = 128, # images per batch
              T: int | None = None, # vlb: number of steps; None for continuous time
-             even: bool = False,   # vlb: noise levels even in log SNR instead of the schedule's? In continuous time, for one schedule for all pixels
+    # vlb: noise levels even in log SNR instead of the schedule's? In continuous time, for
+    # one schedule for all pixels
+             even: bool = False,
              tolerance: float = 1e-4, # ode: error per step
              trace: str = 'rademacher', # ode: rademacher or gaussian probe, or exact
              dequantization: str = 'truncated_normal', # ode: truncated_normal or uniform
              seed: int = 0         # of everything drawn
             ) -> None:
-    "Likelihood of the test images in bits/dim, every image once, with standard errors; writes report.json and per_image.npz (vlb), or report_ode.json and per_image_ode.npz."
+    """Likelihood of the test images in bits/dim, every image once, with standard errors; writes
+    report.json and per_image.npz (vlb), or report_ode.json and per_image_ode.npz."""
     import numpy as np
     from mulan_vdm.data import load
     from mulan_vdm.systems import choose, load_run
     from mulan_vdm.training import first_process, write_whole
     from mulan_vdm.plots import read_metrics
-    choose('method', method, dict(vlb=bound, ode=exact)); model, config, steps = load_run(run); data = load(**config['data']); start = time.time()
-    report = {'data': data.name, 'release': data.release, 'split': 'test', 'method': method, 'seed': seed, 'steps': steps, 'system': config['system'], 'params': sum(p.numel() for p in model.parameters()), 'seconds': read_metrics(run)['seconds'][-1]}
+    choose('method', method, dict(vlb=bound, ode=exact))
+    model, config, steps = load_run(run); data = load(**config['data'])
+    start = time.time()
+    report = {'data': data.name, 'release': data.release, 'split': 'test',
+              'method': method, 'seed': seed, 'steps': steps, 'system': config['system'],
+              'params': sum(p.numel() for p in model.parameters()),
+              'seconds': read_metrics(run)['seconds'][-1]}
     model = model.to(device())
     if method == 'vlb': result, text = bound(model, data, report, draws, samples, batch_size, T, seed, even)
-    else: result, text = exact(model, data, report, draws, n, batch_size, seed, tolerance=tolerance, trace=trace, dequantization=dequantization)
+    else:
+        result, text = exact(model, data, report, draws, n, batch_size, seed, tolerance=tolerance,
+                             trace=trace, dequantization=dequantization)
     if not first_process(): return
     report['evaluation_seconds'] = round(time.time() - start, 1); tail = '' if method == 'vlb' else '_ode'
-    write_whole(Path(run) / f'report{tail}.json', json.dumps(report, indent=2) + '\n'); np.savez(Path(run) / f'per_image{tail}.npz', bpd=result.bpd, **result.terms)
-    print(f"{data.name}, test split, {len(result.bpd)} images, {text}\nreport: {Path(run) / f'report{tail}.json'}")
+    write_whole(Path(run) / f'report{tail}.json', json.dumps(report, indent=2) + '\n')
+    np.savez(Path(run) / f'per_image{tail}.npz', bpd=result.bpd, **result.terms)
+    print(f"{data.name}, test split, {len(result.bpd)} images, {text}\n"
+          f"report: {Path(run) / f'report{tail}.json'}")
 
 # %% ../nbs/14_cli.ipynb #4e93940c
 def labels(model, n: int, label: int | None): # class labels (n,) or None
-    "One label for all samples, or each class in turn; none for a network without classes. Raises ValueError for a label that the network does not know."
+    """One label for all samples, or each class in turn; none for a network without classes. Raises
+    ValueError for a label that the network does not know."""
     import torch
     classes = getattr(model.net, 'classes', 0)
-    if label is not None and not 0 <= label < classes: raise ValueError(f"label={label}: " + (f'the run knows 0..{classes - 1}' if classes else 'the run was trained without classes; leave it out, or train a system with them, such as the preset vdmpp-digits'))
+    if label is not None and not 0 <= label < classes:
+        raise ValueError(f"label={label}: "
+                         + (f'the run knows 0..{classes - 1}' if classes
+                            else 'the run was trained without classes; leave it out, '
+                                 'or train a system with them, such as the preset vdmpp-digits'))
     return None if not classes else torch.arange(n) % classes if label is None else torch.full((n,), label)
 
 def sample(run: str,              # run folder
@@ -170,51 +235,74 @@ def sample(run: str,              # run folder
            step: str = 'ddpm',    # ddpm, ddpm_large, ddim, heun, dpmpp_2m or ode
            grid: str = 'time',    # noise levels: even in time, logsnr or rho
            label: int | None = None, # class of all samples; each class in turn by default
-           guidance: float = 1.,  # weight of the labels: 1 is the conditional model, 0 ignores them, more exaggerates
+           # weight of the labels: 1 is the conditional model, 0 ignores them, more exaggerates
+           guidance: float = 1.,
            clip: float | None = None, # bound on the absolute value of the estimated image; 1 for images
            clean: bool = False,   # end with the estimated image, as EDM does, instead of the decoder?
            score: bool = False,   # judge the samples by a classifier trained on the data?
-           latents: str | None = None, # file of `mulan-vdm encode`: decode the means of its first n images instead of drawing w
+           # file of `mulan-vdm encode`: decode the means of its first n images instead of drawing w
+           latents: str | None = None,
            seed: int = 0,         # of all noise
            batch_size: int = 64   # samples per call of the network; does not change them
           ) -> None:
-    "Draw samples with the averaged weights; writes samples.png and samples.npy, and with --score report_samples.json."
+    """Draw samples with the averaged weights; writes samples.png and samples.npy, and with
+    --score report_samples.json."""
     import numpy as np, torch
     from mulan_vdm import sampling
     from mulan_vdm.systems import load_run
     from mulan_vdm.plots import plot_images
     from mulan_vdm.training import first_process
-    model, config, trained = load_run(run); w = None if latents is None else read_latents(latents)[:n]; n = n if w is None else len(w); y, start = labels(model, n, label), time.time()
+    model, config, trained = load_run(run)
+    w = None if latents is None else read_latents(latents)[:n]
+    n = n if w is None else len(w)
+    y, start = labels(model, n, label), time.time()
     how = dict(steps=steps, step=step, grid=grid, guidance=guidance, clip=clip, clean=clean)
-    x = sampling.sample(model.to(device()), n, progress=True, generator=torch.Generator(device()).manual_seed(seed), batch_size=batch_size, w=None if w is None else w.to(device()), y=None if y is None else y.to(device()), **how).cpu()
+    x = sampling.sample(model.to(device()), n, progress=True,
+                        generator=torch.Generator(device()).manual_seed(seed),
+                        batch_size=batch_size, w=None if w is None else w.to(device()),
+                        y=None if y is None else y.to(device()), **how).cpu()
     if not first_process(): return
     out, seconds = Path(run), time.time() - start; np.save(out / 'samples.npy', x.numpy()); shown = x[:100]
-    plot_images(shown, model.codec.vocab, columns=max(1, round(len(shown)**0.5)), title=f"{config['system']} on {config['data']['name']}, {trained} training steps, {steps} steps of {step}" + (f', label {label}' if label is not None else '') + (f', guidance {guidance:g}' if guidance != 1 else '')).savefig(out / 'samples.png', dpi=150)
+    plot_images(shown, model.codec.vocab, columns=max(1, round(len(shown)**0.5)),
+                title=f"{config['system']} on {config['data']['name']}, {trained} training steps, "
+                      f"{steps} steps of {step}" + (f', label {label}' if label is not None else '')
+                      + (f', guidance {guidance:g}' if guidance != 1
+                         else '')).savefig(out / 'samples.png', dpi=150)
     print(f"{n} samples in {seconds:.1f} s\npicture: {out / 'samples.png'}\narray: {out / 'samples.npy'}")
-    if score: judge_samples(out, config, x, y, dict(how, label=label, seed=seed, trained=trained, seconds=round(seconds, 1)))
+    if score:
+        judge_samples(out, config, x, y,
+                      dict(how, label=label, seed=seed, trained=trained, seconds=round(seconds, 1)))
 
-def judge_samples(out: Path, config: dict, x, y, how: dict) -> None: # run folder, its configuration, samples, their labels, how they were drawn
-    "Scores of the samples, by a classifier trained here on the run's data; prints them and writes report_samples.json."
+def judge_samples(out: Path, config: dict, x, y, how: dict
+                 ) -> None: # run folder, its configuration, samples, their labels, how they were drawn
+    """Scores of the samples, by a classifier trained here on the run's data; prints them and
+    writes report_samples.json."""
     from mulan_vdm.data import load
     from mulan_vdm.evaluation import sample_scores, train_judge
     from mulan_vdm.training import write_whole
-    data = load(**config['data']); r = dict(sample_scores(train_judge(data, progress=True), data, x, y), **how, data=data.name, release=data.release, judge='classifier trained on the training images, seed 0, 600 steps')
+    data = load(**config['data'])
+    r = dict(sample_scores(train_judge(data, progress=True), data, x, y), **how, data=data.name,
+             release=data.release, judge='classifier trained on the training images, seed 0, 600 steps')
     write_whole(out / 'report_samples.json', json.dumps(r, indent=2) + '\n')
     print(f"judged by a classifier trained here (not Inception), against {r['real_n']} training images:")
-    for name, n in (('samples', r['n']), ('test images', r['test_n'])): print('{:12} FID {:.3f} ± {:.3f}   KID {:.4f} ± {:.4f}   ({} images)'.format(name, *(r['fid'] + r['kid'] if name == 'samples' else r['test_fid'] + r['test_kid']), n))
-    if y is not None: print('the classifier finds the label {:.3f} ± {:.3f} of the time'.format(*r['agreement']))
+    for name, n in (('samples', r['n']), ('test images', r['test_n'])):
+        print('{:12} FID {:.3f} ± {:.3f}   KID {:.4f} ± {:.4f}   ({} images)'.format(
+            name, *(r['fid'] + r['kid'] if name == 'samples' else r['test_fid'] + r['test_kid']), n))
+    if y is not None:
+        print('the classifier finds the label {:.3f} ± {:.3f} of the time'.format(*r['agreement']))
     print(f"report: {out / 'report_samples.json'}")
 
 # %% ../nbs/14_cli.ipynb #308e45ca
-def encode(run: str,                 # run folder
-           out: str = 'z.npz',       # file to write
-           data: str | None = None,  # another data set with images of the same shape; the run's own by default
-           path: str | None = None,  # of that data set
-           size: int | None = None,  # of its images
-           bits: int | None = None,  # of its pixels
-           batch_size: int = 500     # images per call of the encoder
+def encode(run: str,                # run folder
+           out: str = 'z.npz',      # file to write
+           data: str | None = None, # another data set with images of the same shape; the run's own by default
+           path: str | None = None, # of that data set
+           size: int | None = None, # of its images
+           bits: int | None = None, # of its pixels
+           batch_size: int = 500    # images per call of the encoder
           ) -> None:
-    "Latents of all images: arrays mean, std (N, d), label (N,; -1 if there is none) and split (N,; train or test). Raises FileExistsError for a file that is there."
+    """Latents of all images: arrays mean, std (N, d), label (N,; -1 if there is none) and split (N,; train
+    or test). Raises FileExistsError for a file that is there."""
     import numpy as np, torch
     from mulan_vdm.data import load
     from mulan_vdm.evaluation import in_batches
@@ -222,50 +310,78 @@ def encode(run: str,                 # run folder
     out = Path(out).with_suffix('.npz')
     if out.exists(): raise FileExistsError(f"out={out} exists: name another file")
     model, config, _ = load_run(run); model = model.to(device())
-    images = load(**config['data']) if data is None else load(data, bits, size, path); sides = images.train, images.test
-    moments = torch.cat([in_batches(lambda x: torch.stack(model.encode(x.to(device())), 1), side.x, batch_size) for side in sides])
-    label = np.concatenate([np.full(len(side.x), -1) if side.y is None else side.y.numpy() for side in sides]); split = np.repeat(['train', 'test'], [len(side.x) for side in sides])
-    temporary = out.with_name(out.name + '.tmp.npz'); np.savez(temporary, mean=moments[:, 0].numpy(), std=moments[:, 1].numpy(), label=label, split=split); os.replace(temporary, out)
+    images = load(**config['data']) if data is None else load(data, bits, size, path)
+    sides = images.train, images.test
+    moments = torch.cat([in_batches(lambda x: torch.stack(model.encode(x.to(device())), 1), side.x,
+                                    batch_size) for side in sides])
+    label = np.concatenate([np.full(len(side.x), -1) if side.y is None else side.y.numpy() for side in sides])
+    split = np.repeat(['train', 'test'], [len(side.x) for side in sides])
+    temporary = out.with_name(out.name + '.tmp.npz')
+    np.savez(temporary, mean=moments[:, 0].numpy(), std=moments[:, 1].numpy(), label=label, split=split)
+    os.replace(temporary, out)
     print(f"{len(label)} images of {images.name}, {moments.shape[-1]} numbers each\nlatents: {out}")
 
 def read_latents(path: str # file of `mulan-vdm encode`
                 ):         # tensor of the means (N, d)
     "Raises FileNotFoundError or ValueError for a file that holds no latents."
     import numpy as np, torch, zipfile
-    if not Path(path).exists(): raise FileNotFoundError(f"latents={path} does not exist: write it by mulan-vdm encode")
+    if not Path(path).exists():
+        raise FileNotFoundError(f"latents={path} does not exist: write it by mulan-vdm encode")
     try: return torch.from_numpy(np.load(path)['mean'])
-    except (KeyError, ValueError, IndexError, TypeError, zipfile.BadZipFile) as e: raise ValueError(f"latents={path} holds no array `mean` ({e}): write it by mulan-vdm encode") from None
+    except (KeyError, ValueError, IndexError, TypeError, zipfile.BadZipFile) as e:
+        raise ValueError(f"latents={path} holds no array `mean` ({e}): "
+                         "write it by mulan-vdm encode") from None
 
 def probe(run: str,    # run folder
           seed: int = 0 # of the first cluster centres
          ) -> None:
-    "What labels can be read from the latent, beside pixels, principal components of equal width and the encoder before training; writes report_probe.json."
+    """What labels can be read from the latent, beside pixels, principal components of equal width and the
+    encoder before training; writes report_probe.json."""
     from mulan_vdm import evaluation
     from mulan_vdm.data import load
     from mulan_vdm.latents import Gaussian
     from mulan_vdm.systems import build, load_run
     from mulan_vdm.training import write_whole
-    model, config, steps = load_run(run); data = load(**config['data']); model, fresh = model.to(device()), build(config).eval().to(device())
-    latent = lambda m: lambda x: m.encode(x.to(device()))[0]; flat = evaluation.in_batches(evaluation.pixels, data.train.x); d = min(model.latent.size, *flat.shape); axes = evaluation.principal(flat, max(1, d))
-    rows = {f'latent, {model.latent.size} numbers': latent(model), 'the encoder before training': latent(fresh), f'principal components, {d}': lambda x: axes.project(evaluation.pixels(x)), f'pixels, {flat.shape[1]}': evaluation.pixels}
-    found = {name: evaluation.probe(*evaluation.describe(data, features), seed).report(data.strata) for name, features in rows.items()}; report = dict(data=data.name, release=data.release, steps=steps, probes=found)
-    print(f"{data.name}, probes trained on {len(flat)} images, asked about {len(data.test.x)}\n{'features':32}{'linear':>7} ± {'se':7}{'5 neighbours':>12} ± {'se':7}{'NMI':>6}{'ARI':>6}")
-    for name, r in found.items(): print(f"{name:32}{r['linear'][0]:7.3f} ± {r['linear'][1]:.3f}{r['neighbours'][0]:14.3f} ± {r['neighbours'][1]:.3f}  {r['nmi']:6.2f}{r['ari']:6.2f}")
+    model, config, steps = load_run(run); data = load(**config['data'])
+    model, fresh = model.to(device()), build(config).eval().to(device())
+    latent = lambda m: lambda x: m.encode(x.to(device()))[0]
+    flat = evaluation.in_batches(evaluation.pixels, data.train.x)
+    d = min(model.latent.size, *flat.shape)
+    axes = evaluation.principal(flat, max(1, d))
+    rows = {f'latent, {model.latent.size} numbers': latent(model),
+            'the encoder before training': latent(fresh),
+            f'principal components, {d}': lambda x: axes.project(evaluation.pixels(x)),
+            f'pixels, {flat.shape[1]}': evaluation.pixels}
+    found = {name: evaluation.probe(*evaluation.describe(data, features), seed).report(data.strata)
+             for name, features in rows.items()}
+    report = dict(data=data.name, release=data.release, steps=steps, probes=found)
+    print(f"{data.name}, probes trained on {len(flat)} images, asked about {len(data.test.x)}\n"
+          f"{'features':32}{'linear':>7} ± {'se':7}{'5 neighbours':>12} ± {'se':7}{'NMI':>6}{'ARI':>6}")
+    for name, r in found.items():
+        print(f"{name:32}{r['linear'][0]:7.3f} ± {r['linear'][1]:.3f}{r['neighbours'][0]:14.3f} ± "
+              f"{r['neighbours'][1]:.3f}  {r['nmi']:6.2f}{r['ari']:6.2f}")
     if isinstance(model.latent, Gaussian):
-        report['latent'] = r = evaluation.latent_report(*(evaluation.in_batches(lambda x: model.encode(x.to(device()))[i], data.test.x) for i in (0, 1)))
-        print('KL {:.2f} ± {:.2f} nats, information at least {:.2f} ± {:.2f} (no estimate from {} images exceeds {:.2f}), {} of {} numbers active'.format(*r['kl'], *r['information'], len(data.test.x), r['log_n'], r['active'], r['d']))
-    write_whole(Path(run) / 'report_probe.json', json.dumps(report, indent=2) + '\n'); print(f"report: {Path(run) / 'report_probe.json'}")
+        report['latent'] = r = evaluation.latent_report(
+            *(evaluation.in_batches(lambda x: model.encode(x.to(device()))[i], data.test.x) for i in (0, 1)))
+        print('KL {:.2f} ± {:.2f} nats, information at least {:.2f} ± {:.2f} (no estimate from {} images '
+              'exceeds {:.2f}), {} of {} numbers active'.format(*r['kl'], *r['information'], len(data.test.x),
+                                                                r['log_n'], r['active'], r['d']))
+    write_whole(Path(run) / 'report_probe.json', json.dumps(report, indent=2) + '\n')
+    print(f"report: {Path(run) / 'report_probe.json'}")
 
 def explore(run: str,       # run folder
             n: int = 9,     # images across
             steps: int = 100 # of the flow, each way
            ) -> None:
-    "Pictures of a Gaussian latent: reconstruction.png, crossing.png, traversal.png and neighbours.png in the run folder."
+    """Pictures of a Gaussian latent: reconstruction.png, crossing.png, traversal.png and
+    neighbours.png in the run folder."""
     from mulan_vdm.data import load
     from mulan_vdm.plots import latent_figures
     from mulan_vdm.systems import load_run
     model, config, _ = load_run(run)
-    for name, figure in latent_figures(model.to(device()), load(**config['data']), n, steps).items(): figure.savefig(Path(run) / f'{name}.png', dpi=150); print(f"picture: {Path(run) / f'{name}.png'}")
+    for name, figure in latent_figures(model.to(device()), load(**config['data']), n, steps).items():
+        figure.savefig(Path(run) / f'{name}.png', dpi=150)
+        print(f"picture: {Path(run) / f'{name}.png'}")
 
 # %% ../nbs/14_cli.ipynb #85e1193b
 def info(run: str | None = None # run folder; without one: presets, data sets, versions, device
@@ -274,10 +390,16 @@ def info(run: str | None = None # run folder; without one: presets, data sets, v
     if run is None: return installation()
     from mulan_vdm.systems import read_config
     from mulan_vdm.training import load_checkpoint, checkpoint_path
-    config, out = read_config(run), Path(run); steps = load_checkpoint(run, ())[1] if checkpoint_path(run).exists() else 0
-    print(f"{out}: {config['system']} on {config['data']['name']}, {steps} of {config['fit'].get('steps', '?')} steps")
-    for part in ('data', 'model', 'fit'): print(f'{part:5}', ', '.join(f'{k}={v}' for k, v in config[part].items()))
-    if (out / 'report.json').exists(): r = json.loads((out / 'report.json').read_text()); print(f"test {r['bpd']:.4f} ± {r['bpd_se']:.4f} bits/dim after {r['steps']} steps, {r['params']:,} parameters")
+    config, out = read_config(run), Path(run)
+    steps = load_checkpoint(run, ())[1] if checkpoint_path(run).exists() else 0
+    print(f"{out}: {config['system']} on {config['data']['name']}, "
+          f"{steps} of {config['fit'].get('steps', '?')} steps")
+    for part in ('data', 'model', 'fit'):
+        print(f'{part:5}', ', '.join(f'{k}={v}' for k, v in config[part].items()))
+    if (out / 'report.json').exists():
+        r = json.loads((out / 'report.json').read_text())
+        print(f"test {r['bpd']:.4f} ± {r['bpd_se']:.4f} bits/dim after {r['steps']} steps, "
+              f"{r['params']:,} parameters")
     for picture in sorted(out.glob('*.png')): print('picture:', picture)
 
 def installation() -> None:
@@ -286,12 +408,16 @@ def installation() -> None:
     from mulan_vdm import __version__
     from mulan_vdm.data import available
     from mulan_vdm.systems import presets
-    print(f"mulan-vdm {__version__}, python {sys.version.split()[0]}, torch {torch.__version__}, torchvision {torchvision.__version__}, device {device()}")
-    for name, p in presets.items(): print(f"preset {name:15} {p['system']} on {p['data']['name']}: " + ', '.join(f'{k}={v}' for k, v in {**p['model'], **p['fit']}.items()))
+    print(f"mulan-vdm {__version__}, python {sys.version.split()[0]}, torch {torch.__version__}, "
+          f"torchvision {torchvision.__version__}, device {device()}")
+    for name, p in presets.items():
+        print(f"preset {name:15} {p['system']} on {p['data']['name']}: "
+              + ', '.join(f'{k}={v}' for k, v in {**p['model'], **p['fit']}.items()))
     for name, place in available().items(): print(f"data   {name:15} {place or 'not found'}")
 
 # %% ../nbs/14_cli.ipynb #e19ff055
-def read_report(run: Path, name: str = 'report.json') -> dict | None: # run folder, file; None if there is none
+def read_report(run: Path,
+                name: str = 'report.json') -> dict | None: # run folder, file; None if there is none
     "A report of a run folder."
     return json.loads((run / name).read_text()) if (run / name).exists() else None
 
@@ -299,7 +425,8 @@ def compare(runs: list[str],              # run folders, evaluated
             picture: str = 'compare.png', # samples of the runs, a row each
             columns: int = 12             # samples in a row
            ) -> None:
-    "One line per run: bits/dim, latent cost, difference to the first run image by image, steps, parameters and seconds of training; scores of samples; a picture of them."
+    """One line per run: bits/dim, latent cost, difference to the first run image by image, steps,
+    parameters and seconds of training; scores of samples; a picture of them."""
     import numpy as np, torch
     from mulan_vdm.data import load
     from mulan_vdm.evaluation import mean_se
@@ -307,16 +434,27 @@ def compare(runs: list[str],              # run folders, evaluated
     runs = [Path(run) for run in runs]; reports = [read_report(run) for run in runs]
     for run, r in zip(runs, reports):
         if r is None: raise FileNotFoundError(f"{run} has no report.json: evaluate it first")
-    values = [torch.tensor(np.load(run / 'per_image.npz')['bpd']) for run in runs]; strata, width = load(**read_config(runs[0])['data']).strata, max(12, *(len(str(run)) for run in runs)) + 2
-    print(f"{'run':{width}}{'system':8}{'bits/dim':>9} ± {'se':6}{'latent':>8}{'- first':>10} ± {'se':6}{'steps':>7}{'parameters':>12}{'seconds':>9}")
+    values = [torch.tensor(np.load(run / 'per_image.npz')['bpd']) for run in runs]
+    strata, width = load(**read_config(runs[0])['data']).strata, max(12, *(len(str(run)) for run in runs)) + 2
+    print(f"{'run':{width}}{'system':8}{'bits/dim':>9} ± {'se':6}{'latent':>8}{'- first':>10} ± "
+          f"{'se':6}{'steps':>7}{'parameters':>12}{'seconds':>9}")
     for run, r, bpd in zip(runs, reports, values):
-        same = all(r.get(k, False) == reports[0].get(k, False) for k in ('data', 'release', 'n', 'seed', 'draws', 'T', 'even'))
-        difference = '{:+10.4f} ± {:.4f}'.format(*mean_se(bpd - values[0], strata)) if same and r is not reports[0] else ' ' * 19
-        print(f"{str(run):{width}}{r['system']:8}{r['bpd']:9.4f} ± {r['bpd_se']:.4f}{r['terms']['latent'][0]:8.4f}{difference}{r['steps']:7}{r['params']:12,}{r['seconds']:9.0f}")
+        same = all(r.get(k, False) == reports[0].get(k, False)
+                   for k in ('data', 'release', 'n', 'seed', 'draws', 'T', 'even'))
+        difference = ('{:+10.4f} ± {:.4f}'.format(*mean_se(bpd - values[0], strata))
+                      if same and r is not reports[0] else ' ' * 19)
+        print(f"{str(run):{width}}{r['system']:8}{r['bpd']:9.4f} ± {r['bpd_se']:.4f}"
+              f"{r['terms']['latent'][0]:8.4f}{difference}{r['steps']:7}{r['params']:12,}{r['seconds']:9.0f}")
     scored = {run: read_report(run, 'report_samples.json') for run in runs}
-    if any(scored.values()): print(f"\nsamples judged by a classifier trained here (not Inception)\n{'run':{width}}{'FID':>8} ± {'se':6}{'KID':>8} ± {'se':6}{'n':>6}  sampler")
+    if any(scored.values()):
+        print("\nsamples judged by a classifier trained here (not Inception)\n"
+              f"{'run':{width}}{'FID':>8} ± {'se':6}{'KID':>8} ± {'se':6}{'n':>6}  sampler")
     for run, r in scored.items():
-        if r: print(f"{str(run):{width}}{r['fid'][0]:8.3f} ± {r['fid'][1]:.3f} {r['kid'][0]:8.4f} ± {r['kid'][1]:.4f}{r['n']:6}  {r['steps']} steps of {r['step']}, {r['grid']} grid" + (f", guidance {r['guidance']:g}" if r['guidance'] != 1 else '') + f", {r['seconds']:.0f} s")
+        if r:
+            print(f"{str(run):{width}}{r['fid'][0]:8.3f} ± {r['fid'][1]:.3f} {r['kid'][0]:8.4f} ± "
+                  f"{r['kid'][1]:.4f}{r['n']:6}  {r['steps']} steps of {r['step']}, {r['grid']} grid"
+                  + (f", guidance {r['guidance']:g}" if r['guidance'] != 1 else '')
+                  + f", {r['seconds']:.0f} s")
     gallery(runs, picture, columns)
 
 def gallery(runs: list[Path], picture: str, columns: int) -> None:
@@ -324,18 +462,26 @@ def gallery(runs: list[Path], picture: str, columns: int) -> None:
     import numpy as np, torch
     from mulan_vdm.plots import plot_rows
     from mulan_vdm.systems import read_config
-    drawn = {str(run): (torch.from_numpy(np.load(run / 'samples.npy')[:columns]), read_config(run)['model']['vocab']) for run in runs if (run / 'samples.npy').exists()}
+    drawn = {str(run): (torch.from_numpy(np.load(run / 'samples.npy')[:columns]),
+                        read_config(run)['model']['vocab']) for run in runs if (run / 'samples.npy').exists()}
     if not drawn: return print('no picture: sample from the runs first')
-    plot_rows(drawn).savefig(picture, dpi=150); print(f"\npicture: {picture}" + (f", without {', '.join(str(run) for run in runs if str(run) not in drawn)}" if len(drawn) < len(runs) else ''))
+    plot_rows(drawn).savefig(picture, dpi=150)
+    print(f"\npicture: {picture}"
+          + (f", without {', '.join(str(run) for run in runs if str(run) not in drawn)}"
+             if len(drawn) < len(runs) else ''))
 
 # %% ../nbs/14_cli.ipynb #430510d9
-commands = dict(train=train, evaluate=evaluate, sample=sample, compare=compare, encode=encode, probe=probe, explore=explore, info=info)
+commands = dict(train=train, evaluate=evaluate, sample=sample, compare=compare, encode=encode, probe=probe,
+                explore=explore, info=info)
 
 def parse(command: str, argv: list[str]) -> dict: # arguments of the command's function
     "Arguments of any command but train."
-    function = commands[command]; p = argparse.ArgumentParser(f'mulan-vdm {command}', description=function.__doc__, allow_abbrev=False)
+    function = commands[command]
+    p = argparse.ArgumentParser(f'mulan-vdm {command}', description=function.__doc__, allow_abbrev=False)
     if command == 'compare': p.add_argument('runs', nargs='+', help='run folders')
-    else: p.add_argument('run', help='run folder', **(dict(nargs='?', default=argparse.SUPPRESS) if command == 'info' else {}))
+    else:
+        p.add_argument('run', help='run folder',
+                       **(dict(nargs='?', default=argparse.SUPPRESS) if command == 'info' else {}))
     add_flags(p, function, but=('run', 'runs'))
     return vars(p.parse_args(argv))
 
@@ -343,8 +489,11 @@ def main(argv: list[str] | None = None # words of the command line; sys.argv by 
         ) -> int:                      # exit status
     "The command `mulan-vdm`."
     argv = sys.argv[1:] if argv is None else argv
-    p = argparse.ArgumentParser('mulan-vdm', description='Diffusion models trained and judged by likelihood.', epilog='`mulan-vdm COMMAND --help` lists the arguments of a command.')
-    p.add_argument('command', choices=list(commands), help='train a model; evaluate its likelihood; sample from it; compare runs; encode images, probe and explore a latent; info on a run or on this installation')
+    p = argparse.ArgumentParser('mulan-vdm', description='Diffusion models trained and judged by likelihood.',
+                                epilog='`mulan-vdm COMMAND --help` lists the arguments of a command.')
+    p.add_argument('command', choices=list(commands),
+                   help='train a model; evaluate its likelihood; sample from it; compare runs; '
+                        'encode images, probe and explore a latent; info on a run or on this installation')
     command = p.parse_args(argv[:1]).command
     try: train(argv[1:]) if command == 'train' else commands[command](**parse(command, argv[1:]))
     except (ValueError, TypeError, FloatingPointError, OSError) as e:

@@ -17,7 +17,8 @@ import numpy as np, torch
 
 # %% ../nbs/09_data.ipynb #6e1b3f3e
 class Split(NamedTuple):
-    "Examples of one side of a split: `x` integers (N, C, H, W) or float32 (N, 2), `y` int64 labels (N,) or None"
+    """Examples of one side of a split: `x` integers (N, C, H, W) or float32 (N, 2), `y`
+    int64 labels (N,) or None"""
     x: torch.Tensor # images, uint8 in 0..vocab-1; may be memory-mapped and is then read-only
     y: torch.Tensor | None # class labels from 0, or None
 
@@ -31,10 +32,12 @@ class Data(NamedTuple):
     test: Split # for judging, each example exactly once
     @property
     def strata(self) -> torch.Tensor | None: # class of each test example, or None
-        "Classes of the test split where the data set fixes how many there are of each; in a folder of images their numbers are chance."
+        """Classes of the test split where the data set fixes how many there are of each; in a folder of
+        images their numbers are chance."""
         return None if self.name == 'folder' else self.test.y
     def __repr__(self):
-        return f'{self.name}: {self.release}; vocab {self.vocab}, event {self.event_shape}, train {len(self.train.x)}, test {len(self.test.x)}'
+        return (f'{self.name}: {self.release}; vocab {self.vocab}, event {self.event_shape}, '
+                f'train {len(self.train.x)}, test {len(self.test.x)}')
 
 # %% ../nbs/09_data.ipynb #8f693d63
 def _digits(place, size: int | None, bits: int | None):
@@ -47,7 +50,8 @@ def _digits(place, size: int | None, bits: int | None):
     test = torch.zeros(len(y), dtype=torch.bool)
     test[order[::5].copy()] = True
     x = _shrink(x, size, None)
-    return 'scikit-learn digits (1797 images of UCI optdigits test set), split 1437/360 with seed 0', Split(x[~test], y[~test]), Split(x[test], y[test])
+    return ('scikit-learn digits (1797 images of UCI optdigits test set), split 1437/360 with seed 0',
+            Split(x[~test], y[~test]), Split(x[test], y[test]))
 
 # %% ../nbs/09_data.ipynb #f953da21
 def area_resize(x: torch.Tensor, # uint8 images (..., m, m)
@@ -73,13 +77,16 @@ def _shrink(x, size, bits, chunk=4096):
 # %% ../nbs/09_data.ipynb #131890fe
 sources = dict( # name: sub-folders to try, files that mark the right one, where to get the data
     fashion_mnist=(('', 'fashion-mnist', 'FashionMNIST/raw'), ('train-images-idx3-ubyte*',),
-        'Get the four idx .gz files by "apt install dataset-fashion-mnist" or from github.com/zalandoresearch/fashion-mnist'),
+        'Get the four idx .gz files by "apt install dataset-fashion-mnist" '
+        'or from github.com/zalandoresearch/fashion-mnist'),
     cifar10=(('', 'cifar-10-batches-py'), ('data_batch_1',),
         'Get cifar-10-python.tar.gz from www.cs.toronto.edu/~kriz/cifar.html and unpack it'),
     imagenet32=(('imagenet32', ''), ('train_data_batch_1.npz', 'Imagenet32_*/train_data_batch_1.npz'),
-        'Get Imagenet32_train_npz.zip and Imagenet32_val_npz.zip from image-net.org/download-images and unpack both in a folder imagenet32'),
+        'Get Imagenet32_train_npz.zip and Imagenet32_val_npz.zip from '
+        'image-net.org/download-images and unpack both in a folder imagenet32'),
     imagenet64=(('imagenet64', ''), ('train_data_batch_1.npz', 'Imagenet64_*/train_data_batch_1.npz'),
-        'Get Imagenet64_train_part1_npz.zip, its part2 and Imagenet64_val_npz.zip from image-net.org/download-images and unpack all in a folder imagenet64'))
+        'Get Imagenet64_train_part1_npz.zip, its part2 and Imagenet64_val_npz.zip from '
+        'image-net.org/download-images and unpack all in a folder imagenet64'))
 
 def _cache() -> Path: return Path.home()/'.cache'/'mulan_vdm'
 
@@ -100,33 +107,38 @@ def _not_found(name, path=None) -> FileNotFoundError:
     "The two-line error that says where `name` was searched, where to get it and where to put it"
     subs, _, get = sources[name]
     searched = ', '.join(map(str, _roots(path))) + ', nor in a sub-folder ' + ' or '.join(filter(None, subs))
-    put = 'pass the right path' if path is not None else f'put it in {_cache()}, or name its folder by path=... or MULAN_VDM_DATA'
+    put = ('pass the right path' if path is not None
+           else f'put it in {_cache()}, or name its folder by path=... or MULAN_VDM_DATA')
     return FileNotFoundError(f'{name} is not in {searched}.\n{get}; then {put}.')
 
 # %% ../nbs/09_data.ipynb #5598b62f
 fashion_crc = 0xcaeb0704 # CRC-32 of the four unpacked files in the order of `fashion_files`
-fashion_files = [f'{side}-{kind}-ubyte' for side in ('train', 't10k') for kind in ('images-idx3', 'labels-idx1')]
+fashion_files = [f'{side}-{kind}-ubyte' for side in ('train', 't10k')
+                 for kind in ('images-idx3', 'labels-idx1')]
 
 def _unpacked(file: Path) -> bytes:
     "Content of `file`, or of `file`.gz where only that exists"
     packed = file.with_name(file.name + '.gz')
     if not packed.exists() and not file.exists():
-        raise FileNotFoundError(f"fashion_mnist: '{file.name}' is missing in {file.parent}; {sources['fashion_mnist'][2]}.")
+        raise FileNotFoundError(f"fashion_mnist: '{file.name}' is missing in {file.parent}; "
+                                f"{sources['fashion_mnist'][2]}.")
     try: return file.read_bytes() if file.exists() else gzip.decompress(packed.read_bytes())
-    except (OSError, EOFError, zlib.error) as e: raise ValueError(f"fashion_mnist: '{packed}' is damaged ({e}); fetch it again") from e
+    except (OSError, EOFError, zlib.error) as e:
+        raise ValueError(f"fashion_mnist: '{packed}' is damaged ({e}); fetch it again") from e
 
 def _read_idx(raw: bytes) -> torch.Tensor:
     "The uint8 tensor in an idx file: 0, 0, type, number of axes, big-endian sizes, bytes"
     axes = raw[3]
-    return torch.tensor(np.frombuffer(raw, np.uint8, offset=4 + 4*axes).reshape(np.frombuffer(raw, '>i4', axes, offset=4)))
+    return torch.tensor(np.frombuffer(raw, np.uint8, offset=4 + 4*axes).reshape(
+        np.frombuffer(raw, '>i4', axes, offset=4)))
 
 def _fashion_mnist(place: Path, size: int | None, bits: int | None):
     "Release, train and test of Fashion-MNIST's idx files in `place`"
     raw, crc = [_unpacked(place/f) for f in fashion_files], 0
     for r in raw: crc = zlib.crc32(r, crc)
     if crc != fashion_crc:
-        raise ValueError(f"fashion_mnist: the files in {place} have CRC-32 {crc:#x}, not Fashion-MNIST's {fashion_crc:#x} "
-                         '(MNIST has the same file names); fetch them again')
+        raise ValueError(f"fashion_mnist: the files in {place} have CRC-32 {crc:#x}, not Fashion-MNIST's "
+                         f"{fashion_crc:#x} (MNIST has the same file names); fetch them again")
     x, y, x_test, y_test = map(_read_idx, raw)
     side = lambda x, y: Split(_shrink(x[:, None], size, bits), y.long())
     return 'Fashion-MNIST idx files (Xiao et al. 2017)', side(x, y), side(x_test, y_test)
@@ -139,7 +151,8 @@ def _cifar10(place: Path, size: int | None, bits: int | None):
     def side(train):
         try: d = Here(place, train=train, download=False)
         except RuntimeError as e:
-            raise ValueError(f'cifar10: a file in {place} is missing or differs from its md5 sum; unpack cifar-10-python.tar.gz again') from e
+            raise ValueError(f'cifar10: a file in {place} is missing or differs from its md5 sum; '
+                             'unpack cifar-10-python.tar.gz again') from e
         x = torch.from_numpy(d.data).permute(0, 3, 1, 2).contiguous()
         return Split(_shrink(x, size, bits), torch.tensor(d.targets))
     return 'CIFAR-10 python version (Krizhevsky 2009)', side(True), side(False)
@@ -165,35 +178,42 @@ def _map_npy(file: Path) -> torch.Tensor:
 imagenet_counts = dict(train=1_281_167, test=50_000)
 
 def _imagenet_side(kind: str, files: list, out: Path, side: int, size: int | None, bits: int | None) -> Split:
-    "One side of the split: labels 0..999, and images through the memory-mapped `out`, which is made if absent or older than `files`"
+    """One side of the split: labels 0..999, and images through the memory-mapped `out`, which is made if
+    absent or older than `files`"""
     def read(f, key):
         with np.load(f) as z: return z[key]
     def images(f):
         x = read(f, 'data')
         if x.dtype != np.uint8 or x.shape[1:] != (3*side**2,):
-            raise ValueError(f"imagenet{side}: '{f}' holds {x.dtype} of shape {x.shape}, not uint8 (N, {3*side**2}); "
-                             f'pass the folder of the {side}x{side} archives')
+            raise ValueError(f"imagenet{side}: '{f}' holds {x.dtype} of shape {x.shape}, not uint8 (N, "
+                             f"{3*side**2}); pass the folder of the {side}x{side} archives")
         return _shrink(torch.from_numpy(x).view(-1, 3, side, side), size, bits)
     y = torch.from_numpy(np.concatenate([read(f, 'labels') for f in files]).astype(np.int64)) - 1
     if len(y) != imagenet_counts[kind]:
         older = (kind, len(y)) == ('test', 49_999)
-        raise ValueError(f'imagenet{side}: {len(y):,} {kind} images in {files[0].parent}, not the {imagenet_counts[kind]:,} of the npz release; '
-            + ('that is the older release, whose bits/dim do not compare: load its PNG files by load("folder")' if older else 'fetch the archives again'))
+        raise ValueError(f'imagenet{side}: {len(y):,} {kind} images in {files[0].parent}, '
+                         f'not the {imagenet_counts[kind]:,} of the npz release; '
+                         + ('that is the older release, whose bits/dim do not compare: '
+                            'load its PNG files by load("folder")' if older else 'fetch the archives again'))
     if not out.exists() or out.stat().st_mtime < max(f.stat().st_mtime for f in files):
         _save_npy(out, (len(y), 3, size or side, size or side), map(images, files))
     return Split(_map_npy(out), y)
 
 # %% ../nbs/09_data.ipynb #9e790bd6
 def _imagenet(place: Path, size: int | None, bits: int | None, side: int):
-    "Release, train and test of downsampled ImageNet's npz batches in `place` or its Imagenet..._npz sub-folders"
+    """Release, train and test of downsampled ImageNet's npz batches in `place` or its
+    Imagenet..._npz sub-folders"""
     files = {f.name: f for pattern in ('*.npz', f'Imagenet{side}_*/*.npz') for f in place.glob(pattern)}
     names = dict(test=['val_data.npz'], train=[f'train_data_batch_{i}.npz' for i in range(1, 11)])
     if absent := [n for ns in names.values() for n in ns if n not in files]:
-        raise FileNotFoundError(f"imagenet{side}: {', '.join(absent)} missing in {place}.\n{sources[f'imagenet{side}'][2]}.")
-    out = place if os.access(place, os.W_OK) else _cache()/f'imagenet{side}-{zlib.crc32(str(place.resolve()).encode()):08x}'
+        raise FileNotFoundError(f"imagenet{side}: {', '.join(absent)} missing in {place}.\n"
+                                f"{sources[f'imagenet{side}'][2]}.")
+    out = (place if os.access(place, os.W_OK)
+           else _cache()/f'imagenet{side}-{zlib.crc32(str(place.resolve()).encode()):08x}')
     out.mkdir(parents=True, exist_ok=True)
     change = (f'-size{size}' if size else '') + (f'-bits{bits}' if bits else '')
-    splits = {kind: _imagenet_side(kind, [files[n] for n in ns], out/f'imagenet{side}-{kind}{change}.npy', side, size, bits)
+    splits = {kind: _imagenet_side(kind, [files[n] for n in ns],
+                                   out/f'imagenet{side}-{kind}{change}.npy', side, size, bits)
               for kind, ns in names.items()}
     return f'ImageNet-{side} downsampled npz (Chrabaszcz et al. 2017, box)', splits['train'], splits['test']
 
@@ -203,18 +223,23 @@ def _in_test(name: str) -> bool:
     return int(hashlib.sha256(os.fsencode(name)).hexdigest(), 16) % 10 == 0
 
 def _read_image(file: Path, size: int | None) -> torch.Tensor:
-    "The image in `file` as uint8 (3, H, W), upright, on white, centre-cropped and area-averaged to `size` if given"
+    """The image in `file` as uint8 (3, H, W), upright, on white, centre-cropped and
+    area-averaged to `size` if given"""
     from PIL import Image, ImageOps
     try:
         with Image.open(file) as im:
             if im.mode[0] in 'IF': raise ValueError(f'{im.mode} has more than 8 bits a pixel')
             im = ImageOps.exif_transpose(im).convert('RGBA')
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')
-    except Exception as e: raise ValueError(f"folder: '{file}' is not a readable 8-bit image ({e}); repair it or move it away") from e
+    except Exception as e:
+        raise ValueError(f"folder: '{file}' is not a readable 8-bit image ({e}); "
+                         "repair it or move it away") from e
     x = torch.from_numpy(np.array(im)).permute(2, 0, 1)
     if size is None: return x
     h, w = x.shape[1:]
-    if (m := min(h, w)) < size: raise ValueError(f"folder: '{file}' is {w}x{h}, smaller than size={size}; choose size={m} or move it away")
+    if (m := min(h, w)) < size:
+        raise ValueError(f"folder: '{file}' is {w}x{h}, smaller than size={size}; "
+                         f"choose size={m} or move it away")
     return area_resize(x[:, (h-m)//2:(h-m)//2+m, (w-m)//2:(w-m)//2+m], size)
 
 # %% ../nbs/09_data.ipynb #e21629fd
@@ -224,18 +249,24 @@ def _folder(place: Path, size: int | None, bits: int | None):
     names = [n for n in names if not any(part.startswith('.') for part in n.split('/'))]
     tops = {n.split('/')[0] for n in names}
     own = 'train' in tops and tops <= {'train', 'test', 'val', 'valid'}
-    if own and len(tops) != 2: raise ValueError(f"folder: {place} has the sub-folders {sorted(tops)}; keep two: train, and one of test, val, valid")
+    if own and len(tops) != 2:
+        raise ValueError(f"folder: {place} has the sub-folders {sorted(tops)}; keep two: train, "
+                         "and one of test, val, valid")
     test = torch.tensor([not n.startswith('train/') if own else _in_test(n) for n in names])
     if not test.any() or test.all():
-        raise ValueError(f"folder: {len(names)} files in {place} give {int(test.sum())} test images; add images, or split them into sub-folders train and test")
+        raise ValueError(f"folder: {len(names)} files in {place} give {int(test.sum())} test images; "
+                         "add images, or split them into sub-folders train and test")
     labels = [n.split('/')[own] if n.count('/') > own else '' for n in names]
     classes = {label: k for k, label in enumerate(sorted(set(labels)))}
     if '' in classes and len(classes) > 1:
-        raise ValueError(f"folder: '{names[labels.index('')]}' lies beside labelled sub-folders; put every image of {place} in one, or none")
+        raise ValueError(f"folder: '{names[labels.index('')]}' lies beside labelled sub-folders; "
+                         f"put every image of {place} in one, or none")
     x = [_read_image(place/n, size) for n in names]
     if odd := next((n for n, i in zip(names, x) if i.shape != x[0].shape), None):
-        raise ValueError(f"folder: size=None, but '{odd}' and '{names[0]}' differ in size; pass size=... to crop and resize")
-    x, y = _shrink(torch.stack(x), None, bits), None if '' in classes else torch.tensor([classes[label] for label in labels])
+        raise ValueError(f"folder: size=None, but '{odd}' and '{names[0]}' differ in size; pass size=... "
+                         "to crop and resize")
+    x, y = (_shrink(torch.stack(x), None, bits),
+            None if '' in classes else torch.tensor([classes[label] for label in labels]))
     release = f"folder '{place.resolve().name}', " + ('own split' if own else 'a tenth by name hash for test')
     if size: release += f', centre-cropped and resized to {size} by area'
     return release, *(Split(x[s], None if y is None else y[s]) for s in (~test, test))
@@ -263,45 +294,62 @@ def _toy(name) -> Data:
     "10,000 points for training and 10,000 for testing, float32"
     x, y = toys[name](np.random.RandomState(0).random_sample((20_000, 4)))
     side = lambda s: Split(torch.tensor(x[s], dtype=torch.float32), None if y is None else torch.tensor(y[s]))
-    return Data(name, f'{name}, 10000 + 10000 points with seed 0', None, (2,), side(slice(0, 10_000)), side(slice(10_000, None)))
+    return Data(name, f'{name}, 10000 + 10000 points with seed 0', None, (2,), side(slice(0, 10_000)),
+                side(slice(10_000, None)))
 
 # %% ../nbs/09_data.ipynb #64d3c547
-loaders = dict(digits=_digits, fashion_mnist=_fashion_mnist, cifar10=_cifar10, imagenet32=partial(_imagenet, side=32),
-               imagenet64=partial(_imagenet, side=64), folder=_folder)
+loaders = dict(digits=_digits, fashion_mnist=_fashion_mnist, cifar10=_cifar10,
+               imagenet32=partial(_imagenet, side=32), imagenet64=partial(_imagenet, side=64), folder=_folder)
 sides = dict(digits=8, fashion_mnist=28, cifar10=32, imagenet32=32, imagenet64=64) # pixels of the originals
 
 def _whole(name, value, low, high=None):
     "Raise ValueError unless `value` is an integer from `low` to `high`"
-    if isinstance(value, Integral) and not isinstance(value, bool) and low <= value and (high is None or value <= high): return
-    raise ValueError(f'{name}={value!r}: choose an integer ' + (f'of at least {low}' if high is None else f'from {low} to {high}'))
+    if (isinstance(value, Integral) and not isinstance(value, bool) and low <= value
+        and (high is None or value <= high)):
+        return
+    raise ValueError(f'{name}={value!r}: choose an integer '
+                     + (f'of at least {low}' if high is None else f'from {low} to {high}'))
 
 def _check_load(name, bits, size, path):
     "Raise ValueError of one line for an argument of `load` that does not fit"
-    if name not in loaders and name not in toys: raise ValueError(f"name={name!r}: choose one of {', '.join([*loaders, *toys])}")
-    if name in toys and (bits, size) != (None, None): raise ValueError(f'bits={bits}, size={size}: {name} is points, not images; leave both out')
-    if name not in sources and name != 'folder' and path is not None: raise ValueError(f'path={str(path)!r}: {name} needs no files; leave path out')
-    if name == 'folder' and path is None: raise ValueError("path=None: pass path='the folder that holds your images'")
-    if bits is not None and name == 'digits': raise ValueError(f'bits={bits}: digits has 17 levels, not 256; leave bits out or choose fashion_mnist')
+    if name not in loaders and name not in toys:
+        raise ValueError(f"name={name!r}: choose one of {', '.join([*loaders, *toys])}")
+    if name in toys and (bits, size) != (None, None):
+        raise ValueError(f'bits={bits}, size={size}: {name} is points, not images; leave both out')
+    if name not in sources and name != 'folder' and path is not None:
+        raise ValueError(f'path={str(path)!r}: {name} needs no files; leave path out')
+    if name == 'folder' and path is None:
+        raise ValueError("path=None: pass path='the folder that holds your images'")
+    if bits is not None and name == 'digits':
+        raise ValueError(f'bits={bits}: digits has 17 levels, not 256; '
+                         'leave bits out or choose fashion_mnist')
     if bits is not None: _whole('bits', bits, 1, 8)
     if size is not None: _whole('size', size, 1, sides.get(name))
 
 # %% ../nbs/09_data.ipynb #d658f332
-def load(name: str, # one of `loaders` or `toys`: 'digits', 'fashion_mnist', 'cifar10', 'imagenet32', 'imagenet64', 'folder', 'two_moons', ...
-         bits: int | None = None, # keep the n most significant bits of a byte: vocab 2**bits
-         size: int | None = None, # resize to size x size pixels by area average
-         path: str | Path | None = None, # the folder that holds the files, if they are not where `available` finds them
-        ) -> Data:
-    "Images of data set `name` with a named release and a fixed split; raises FileNotFoundError if its files are not on this machine"
+def load(
+    # one of `loaders` or `toys`: 'digits', 'fashion_mnist', 'cifar10', 'imagenet32', 'imagenet64',
+    # 'folder', 'two_moons', ...
+        name: str,
+        bits: int | None = None,  # keep the n most significant bits of a byte: vocab 2**bits
+        size: int | None = None,  # resize to size x size pixels by area average
+        # the folder that holds the files, if they are not where `available` finds them
+        path: str | Path | None = None,
+       ) -> Data:
+    """Images of data set `name` with a named release and a fixed split; raises FileNotFoundError if its
+    files are not on this machine"""
     _check_load(name, bits, size, path)
     if name in toys: return _toy(name)
     size, bits = None if size == sides.get(name) else size, None if bits == 8 else bits
     place = _find(name, path) if name in sources else Path(path).expanduser() if path is not None else None
     if name in sources and place is None: raise _not_found(name, path)
-    if name == 'folder' and not place.is_dir(): raise FileNotFoundError(f'path={str(path)!r} is not a folder; pass the folder that holds your images')
+    if name == 'folder' and not place.is_dir():
+        raise FileNotFoundError(f'path={str(path)!r} is not a folder; pass the folder that holds your images')
     release, train, test = loaders[name](place, size, bits)
     if size and name in sides: release += f', resized {sides[name]}->{size} by area'
     if bits: release += f', {bits} bits'
-    return Data(name, release, 17 if name == 'digits' else 2**(bits or 8), tuple(train.x.shape[1:]), train, test)
+    return Data(name, release, 17 if name == 'digits' else 2**(bits or 8),
+                tuple(train.x.shape[1:]), train, test)
 
 def available() -> dict: # name: place, or None where the files are not found
     "Which data sets this machine has, by file names alone: nothing is loaded"
@@ -327,10 +375,13 @@ def batches(x: torch.Tensor, # training examples (N, ...), in memory or memory-m
             rank: int = 0, world: int = 1, # this process and their number
            ) -> Iterator: # (x, y) of batch_size/world examples, without end
     "Shuffled training batches, a pure function of (seed, step); raises ValueError on sizes that do not fit"
-    for name, value, low in (('batch_size', batch_size, 1), ('seed', seed, 0), ('step', step, 0), ('world', world, 1)): _whole(name, value, low)
+    for name, value, low in (('batch_size', batch_size, 1), ('seed', seed, 0), ('step', step, 0),
+                             ('world', world, 1)):
+        _whole(name, value, low)
     _whole('rank', rank, 0, world - 1)
     if batch_size % world: raise ValueError(f'batch_size={batch_size}: choose a multiple of world={world}')
     if not len(x): raise ValueError('x has no examples: pass at least one')
-    if y is not None and len(y) != len(x): raise ValueError(f'y has {len(y)} labels for {len(x)} examples: pass one for each, or None')
+    if y is not None and len(y) != len(x):
+        raise ValueError(f'y has {len(y)} labels for {len(x)} examples: pass one for each, or None')
     indices = (torch.from_numpy(batch_indices(len(x), batch_size, seed, k)[rank::world]) for k in count(step))
     return ((x[i], None if y is None else y[i]) for i in indices)

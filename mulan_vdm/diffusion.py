@@ -17,7 +17,8 @@ from tqdm.auto import tqdm
 from typing import Callable, NamedTuple, Sequence
 from .noise import alpha, diffuse, prior_kl
 from .schedules import Schedule, gamma_and_slope
-from .objective import Prediction, Weighting, discrete_rate, elbo_weighting, eps_error, eps_prediction, to_x_eps
+from .objective import (Prediction, Weighting, discrete_rate,
+                                 elbo_weighting, eps_error, eps_prediction, to_x_eps)
 from .latents import Latent, NoLatent
 
 # %% ../nbs/04_diffusion.ipynb #25c735f2
@@ -32,7 +33,8 @@ class LogNormalizer(torch.autograd.Function):
         total, mean, energy = (torch.zeros_like(u) for _ in range(3))
         chunk = max(1, min(width, 2**20 // max(1, u.numel())))
         for first in range(0, width, chunk):
-            o = start[..., None] + torch.arange(first, min(first + chunk, width), device=u.device, dtype=u.dtype)
+            o = start[..., None] + torch.arange(first, min(first + chunk, width),
+                                                device=u.device, dtype=u.dtype)
             e = o * (o - 2 * u[..., None]); p = torch.exp(-beta[..., None] * e)
             total += p.sum(-1); mean += (p * o).sum(-1); energy += (p * e).sum(-1)
         ctx.save_for_backward(beta, mean / total, energy / total)
@@ -46,7 +48,8 @@ class LogNormalizer(torch.autograd.Function):
 
 # %% ../nbs/04_diffusion.ipynb #466029a6
 class Codec:
-    "Integers in {0..vocab-1} to the middles of vocab bins of [-1, 1], and p(x|z_0); raises ValueError for vocab < 2."
+    """Integers in {0..vocab-1} to the middles of vocab bins of [-1, 1], and p(x|z_0); raises
+    ValueError for vocab < 2."""
     def __init__(self, vocab: int): # number of levels
         if vocab < 2: raise ValueError(f"vocab={vocab}: a pixel needs at least two levels")
         self.vocab = vocab
@@ -54,10 +57,13 @@ class Codec:
     def check(self, k: Tensor) -> None: # pixels
         "Raises TypeError unless k is integer, ValueError unless it lies in the vocabulary."
         if k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
-            raise TypeError(f"x has dtype {k.dtype}: pass integer pixels in 0..{self.vocab - 1}, not coded ones")
-        low, high = (int(k.min()), int(k.max())) if k.numel() else (0, 0)      # as Python integers: a byte compared with 256 wraps around
+            raise TypeError(f"x has dtype {k.dtype}: "
+                            f"pass integer pixels in 0..{self.vocab - 1}, not coded ones")
+        # as Python integers: a byte compared with 256 wraps around
+        low, high = (int(k.min()), int(k.max())) if k.numel() else (0, 0)
         if low < 0 or high >= self.vocab:
-            raise ValueError(f"x has pixels in {low}..{high}, outside the vocabulary 0..{self.vocab - 1}: requantize the data or set vocab={high + 1}")
+            raise ValueError(f"x has pixels in {low}..{high}, outside the vocabulary 0..{self.vocab - 1}: "
+                             f"requantize the data or set vocab={high + 1}")
 
     def encode(self, k: Tensor, # pixels in {0..vocab-1}, any shape
                dtype: torch.dtype = torch.float32) -> Tensor: # coded to [-1, 1], same shape
@@ -87,11 +93,14 @@ def log_prob(self: Codec, k: Tensor, # pixels (B, *event)
 
 # %% ../nbs/04_diffusion.ipynb #9832904b
 class RealCodec:
-    "Identity code for real-valued data, with the Gaussian decoder N(z_0 / alpha_0, exp(gamma_0)); densities, not probabilities."
+    """Identity code for real-valued data, with the Gaussian decoder N(z_0 / alpha_0, exp(gamma_0));
+    densities, not probabilities."""
     vocab = None
     def check(self, x: Tensor) -> None:
         "Raises TypeError unless x is floating point, ValueError unless it is finite."
-        if not x.is_floating_point(): raise TypeError(f"x has dtype {x.dtype}: real-valued data must be floating point; use Codec(vocab) for integers")
+        if not x.is_floating_point():
+            raise TypeError(f"x has dtype {x.dtype}: real-valued data must be floating point; "
+                            "use Codec(vocab) for integers")
         if not x.isfinite().all(): raise ValueError("x has values that are not finite: clean the data first")
     def encode(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         "The data themselves, in the model's precision."
@@ -108,21 +117,25 @@ def low_discrepancy_times(n: int, # how many
                           generator: torch.Generator | None = None,
                           dtype: torch.dtype = torch.float32,
                           device: torch.device | str = 'cpu',
-                          rank: int = 0, world: int = 1 # of the world * n times of a larger batch, those of rows rank, rank + world, ...
+                          # of the world * n times of a larger batch, those of rows rank, rank + world, ...
+                          rank: int = 0, world: int = 1
                          ) -> Tensor: # (n,) in [0, 1)
     "n evenly spaced times with one random offset, each uniform in [0, 1)."
     u = torch.rand((), generator=generator, dtype=torch.float64, device=device)
-    return ((u + (rank + world * torch.arange(n, device=device)) / (world * n)) % 1).to(dtype).clamp(max=1 - 2**-24)
+    return ((u + (rank + world * torch.arange(n, device=device)) / (world * n))
+            % 1).to(dtype).clamp(max=1 - 2**-24)
 
 # %% ../nbs/04_diffusion.ipynb #e59fee19
 class Share(TorchFunctionMode):
-    "Inside, random numbers are rows rank, rank + world, ... of those that the whole batch gets; the first axis counts examples. Raises ValueError unless 0 <= rank < world."
+    """Inside, random numbers are rows rank, rank + world, ... of those that the whole batch gets; the
+    first axis counts examples. Raises ValueError unless 0 <= rank < world."""
     current: tuple[int, int] = (0, 1)  # rank and world of the open share
     def __init__(self, rank: int,      # which share
                  world: int,           # number of shares, all of the same size
                  seed: int):           # of the whole batch, the same in all shares
         super().__init__()
-        if not 0 <= rank < world: raise ValueError(f"rank={rank} must lie in 0..{world - 1}, the shares of world={world}")
+        if not 0 <= rank < world:
+            raise ValueError(f"rank={rank} must lie in 0..{world - 1}, the shares of world={world}")
         self.share, self.seed, self.generators = (rank, world), seed, {}
 
     def __enter__(self): self.outer, Share.current = Share.current, self.share; return super().__enter__()
@@ -130,12 +143,16 @@ class Share(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {}); rank, world = self.share
-        if func not in (torch.rand, torch.randn, torch.multinomial) or kwargs.get('generator') is not None: return func(*args, **kwargs)
-        chances = func is torch.multinomial; device = args[0].device if chances else torch.device(kwargs.get('device') or 'cpu')
-        kwargs['generator'] = self.generators.setdefault(device, torch.Generator(device).manual_seed(self.seed))
+        if func not in (torch.rand, torch.randn, torch.multinomial) or kwargs.get('generator') is not None:
+            return func(*args, **kwargs)
+        chances = func is torch.multinomial
+        device = args[0].device if chances else torch.device(kwargs.get('device') or 'cpu')
+        kwargs['generator'] = self.generators.setdefault(device,
+                                                         torch.Generator(device).manual_seed(self.seed))
         if chances: return func(args[0].repeat_interleave(world, 0), *args[1:], **kwargs)[rank::world]
         size = args if args and isinstance(args[0], int) else tuple(args[0] if args else kwargs.pop('size'))
-        return func((size[0] * world, *size[1:]), **kwargs)[rank::world].contiguous() if size else func(size, **kwargs)
+        return (func((size[0] * world, *size[1:]), **kwargs)[rank::world].contiguous() if size
+                else func(size, **kwargs))
 
 # %% ../nbs/04_diffusion.ipynb #a7c9c724
 def processes() -> tuple[int, int]: # rank of this process, how many there are
@@ -147,7 +164,8 @@ def share_out(jobs: Sequence[Callable[[], Tensor]], # the same list in all proce
            device: torch.device | str = 'cpu',   # where the results go
            title: str = ''                       # of a progress bar; none without
           ) -> list[Tensor]:                     # what the jobs return, in order, in every process
-    "Jobs shared out over the processes, all of which must call this; alone, a loop. All raise the error that one has met."
+    """Jobs shared out over the processes, all of which must call this; alone, a loop. All raise
+    the error that one has met."""
     rank, world = processes()
     turns = tqdm(range(rank, len(jobs), world), title, disable=not title or rank > 0)
     if world == 1: return [jobs[i]().to(device) for i in turns]
@@ -162,7 +180,8 @@ def share_out(jobs: Sequence[Callable[[], Tensor]], # the same list in all proce
 
 # %% ../nbs/04_diffusion.ipynb #9f25e681
 class Terms(NamedTuple):
-    "Terms of the bound, nats per example (B,), and the weighted diffusion loss that training may use instead."
+    """Terms of the bound, nats per example (B,), and the weighted diffusion loss that
+    training may use instead."""
     reconstruction: Tensor # -log p(x|z_0)
     prior: Tensor          # KL(q(z_1|x) || p(z_1))
     diffusion: Tensor      # with weight one
@@ -187,7 +206,8 @@ def bits_per_dim(nats: Tensor,               # nats per example
 
 # %% ../nbs/04_diffusion.ipynb #922a8468
 class Diffusion(nn.Module):
-    "A variational diffusion model: network, schedule, codec, latent, prediction, weighting. Raises ValueError for a schedule of other events or without what `variance` needs."
+    """A variational diffusion model: network, schedule, codec, latent, prediction, weighting. Raises
+    ValueError for a schedule of other events or without what `variance` needs."""
     def __init__(self, net: nn.Module,        # net(z_t, gamma, w=None, y=None), like z_t
                  schedule: Schedule,          # gamma(t, w)
                  codec: Codec | RealCodec,    # integers to [-1, 1], p(x|z_0)
@@ -195,22 +215,33 @@ class Diffusion(nn.Module):
                  latent: Latent | None = None, # w of the image; none by default
                  prediction: Prediction = eps_prediction, # what the network answers
                  weighting: Weighting = elbo_weighting,   # of the training loss
-                 variance: bool = False,      # does the schedule's interior minimize the variance of the loss in continuous time?
-                 clock: Schedule | None = None): # from 0 to 1: where drawn times are dense; Adaptive(0., 1.) follows the loss
+                 # does the schedule's interior minimize the variance of the loss in continuous time?
+                 variance: bool = False,
+                 # from 0 to 1: where drawn times are dense; Adaptive(0., 1.) follows the loss
+                 clock: Schedule | None = None):
         super().__init__()
-        if variance and not schedule.interior(): raise ValueError(f"variance=True needs a schedule with an interior to learn, not {type(schedule).__name__}: take Monotone, or variance=False")
+        if variance and not schedule.interior():
+            raise ValueError("variance=True needs a schedule with an interior to learn, "
+                             f"not {type(schedule).__name__}: take Monotone, or variance=False")
         shape = getattr(schedule, 'event_shape', None) or tuple(event_shape)
-        if shape != tuple(event_shape): raise ValueError(f"the schedule is made for events {shape}, the model for {tuple(event_shape)}: give both the data's event_shape")
+        if shape != tuple(event_shape):
+            raise ValueError(f"the schedule is made for events {shape}, the model for {tuple(event_shape)}: "
+                             "give both the data's event_shape")
         self.net, self.schedule, self.codec, self.event_shape = net, schedule, codec, tuple(event_shape)
         self.latent = NoLatent() if latent is None else latent
         self.prediction, self.weighting, self.variance, self.clock = prediction, weighting, variance, clock
-        if clock is not None and clock.ends() != (0, 1): raise ValueError(f"the clock runs from {clock.ends()[0]:g} to {clock.ends()[1]:g}: give one from 0 to 1, such as Adaptive(0., 1.)")
-        self.register_buffer('reference', torch.empty(0), persistent=False)   # its dtype and device are the model's
+        if clock is not None and clock.ends() != (0, 1):
+            raise ValueError(f"the clock runs from {clock.ends()[0]:g} to {clock.ends()[1]:g}: "
+                             "give one from 0 to 1, such as Adaptive(0., 1.)")
+        # its dtype and device are the model's
+        self.register_buffer('reference', torch.empty(0), persistent=False)
 
     def gamma(self, t: Tensor, # times in [0, 1], (B,)
               w: Tensor | None = None) -> Tensor: # broadcastable to x
         "gamma at times t; raises ValueError for times outside [0, 1]."
-        if not ((t >= 0) & (t <= 1)).all(): raise ValueError(f"t has values in {t.min():g}..{t.max():g}, outside [0, 1]: 0 is data, 1 is noise")
+        if not ((t >= 0) & (t <= 1)).all():
+            raise ValueError(f"t has values in {t.min():g}..{t.max():g}, outside [0, 1]: "
+                             "0 is data, 1 is noise")
         return self.schedule(self.unsqueeze(t.to(self.reference.dtype)), w)
 
     def unsqueeze(self, t: Tensor) -> Tensor: # (B, 1, ..., 1)
@@ -237,7 +268,8 @@ def denoise(self: Diffusion, z_t: Tensor, # noisy data (B, *event)
 def gamma_and_rate(self: Diffusion, t: Tensor, # times in [0, 1), broadcastable to x
                    T: int | None = None,       # number of steps; None for continuous time
                    w: Tensor | None = None) -> tuple[Tensor, Tensor]: # gamma_t, rate; broadcastable to x
-    "Noise level and rate of the diffusion loss; VDM notes Propositions 12 and 13. Raises ValueError for T < 1."
+    """Noise level and rate of the diffusion loss; VDM notes Propositions 12 and 13.
+    Raises ValueError for T < 1."""
     if T is None: return gamma_and_slope(self.schedule, t, w)
     if T < 1: raise ValueError(f"T={T}: the number of steps is at least 1, or None for continuous time")
     i = (t * T).floor().clamp(max=T - 1)
@@ -255,13 +287,17 @@ def batch_mean(v: Tensor # one number per example, (B,)
 @patch
 def split_gamma_and_rate(self: Diffusion, t: Tensor, # times in [0, 1), broadcastable to x
                          w: Tensor | None,           # latent of the image
-                         factor: list[Tensor]        # filled later: what gradients into the interior are multiplied by, like t
+                         # filled later: what gradients into the interior are multiplied by, like t
+                         factor: list[Tensor]
                         ) -> tuple[Tensor, Tensor]:  # gamma_t, slope
-    "gamma and slope whose gradient reaches the ends unchanged and the interior times a factor; VDM++ section 3.2."
+    """gamma and slope whose gradient reaches the ends unchanged and the interior times a
+    factor; VDM++ section 3.2."""
     interior = self.schedule.interior(); call = torch.func.functional_call
-    fixed = {name: p.detach() for name, p in interior.items()}, {name: p.detach() for name, p in self.schedule.named_parameters() if name not in interior}
+    fixed = ({name: p.detach() for name, p in interior.items()},
+             {name: p.detach() for name, p in self.schedule.named_parameters() if name not in interior})
     ends = gamma_and_slope(lambda t, w: call(self.schedule, fixed[0], (t, w)), t, w)
-    inside = gamma_and_slope(lambda t, w: call(self.schedule, fixed[1], (t, w)), t, None if w is None else w.detach())
+    inside = gamma_and_slope(lambda t, w: call(self.schedule, fixed[1], (t, w)), t,
+                             None if w is None else w.detach())
     for v in inside:
         if v.requires_grad: v.register_hook(lambda grad: grad * factor[0])
     return tuple(a + (b - b.detach()) for a, b in zip(ends, inside))
@@ -270,7 +306,7 @@ def split_gamma_and_rate(self: Diffusion, t: Tensor, # times in [0, 1), broadcas
 @patch
 def draw_times(self: Diffusion, n: int, # examples
                **options                # generator, dtype, device
-              ) -> tuple[Tensor, Tensor | float]: # times in [0, 1), (n, 1, ..., 1), and what their losses are multiplied by
+              ) -> tuple[Tensor, Tensor | float]: # times in [0, 1), (n, 1, ..., 1), factor of their losses
     "Low-discrepancy times, dense where the clock is slow."
     rank, world = Share.current
     u = self.unsqueeze(low_discrepancy_times(n, **options, rank=rank, world=world))
@@ -281,9 +317,11 @@ def draw_times(self: Diffusion, n: int, # examples
 # %% ../nbs/04_diffusion.ipynb #855381ae
 @patch
 def check(self: Diffusion, x: Tensor) -> None: # data (B, *event)
-    "Raises ValueError for another event shape or no example at all, and what the codec raises for other values."
+    """Raises ValueError for another event shape or no example at all, and what the codec
+    raises for other values."""
     if x.shape[1:] != self.event_shape:
-        raise ValueError(f"x has shape {tuple(x.shape)}, the model's events are {self.event_shape}: pass (B, {', '.join(map(str, self.event_shape))})")
+        raise ValueError(f"x has shape {tuple(x.shape)}, the model's events are {self.event_shape}: pass (B, "
+                         f"{', '.join(map(str, self.event_shape))})")
     if not len(x): raise ValueError("x has no examples: pass at least one")
     self.codec.check(x)
 
@@ -294,12 +332,15 @@ def forward(self: Diffusion,
             y: Tensor | None = None, # class labels (B,)
             T: int | None = None,    # number of steps; None for continuous time
             t: Tensor | None = None, # times in [0, 1), (B,); low-discrepancy by default
-            w: Tensor | None = None, # latents (B, ...), charged for themselves; drawn from q(w|x), and charged on average, by default
+            # latents (B, ...), charged for themselves; drawn from q(w|x), and charged on average, by default
+            w: Tensor | None = None,
             generator: torch.Generator | None = None # of times, noise and latents
            ) -> Terms:               # nats per example
-    "One-sample estimate of every term of the bound, nats; VDM notes section 2.5. Raises ValueError for other shapes or pixels."
+    """One-sample estimate of every term of the bound, nats; VDM notes section 2.5. Raises ValueError
+    for other shapes or pixels."""
     self.check(x)
-    dtype, options = self.reference.dtype, dict(generator=generator, dtype=self.reference.dtype, device=x.device)
+    dtype, options = (self.reference.dtype,
+                      dict(generator=generator, dtype=self.reference.dtype, device=x.device))
     k, x = x, self.codec.encode(x, dtype)
     t, stretch = self.draw_times(len(x), **options) if t is None else (self.unsqueeze(t.to(dtype)), 1.)
     eps, eps_0 = torch.randn(x.shape, **options), torch.randn(x.shape, **options)
@@ -311,7 +352,9 @@ def forward(self: Diffusion,
     error, weight = eps_error(pred, x, eps, gamma_t, self.prediction)**2, self.weighting(-gamma_t)
     if self.training: self.schedule.observe(gamma_t.detach(), (weight * error).detach())
     if self.training and self.clock is not None: self.clock.observe(t, (rate * weight * error).detach())
-    reconstruction, loss = -self.codec.log_prob(k, diffuse(x, gamma_0, eps_0), gamma_0), 0.5 * rate * stretch * error
+    reconstruction, loss = (-self.codec.log_prob(k, diffuse(x, gamma_0, eps_0), gamma_0),
+                            0.5 * rate * stretch * error)
     total = lambda nats: nats.flatten(1).sum(1); weighted = total(weight * loss)
-    if split: factor.append(self.unsqueeze(2 * weighted.detach() / batch_mean(weighted.detach()).clamp(min=1e-30)))
+    if split:
+        factor.append(self.unsqueeze(2 * weighted.detach() / batch_mean(weighted.detach()).clamp(min=1e-30)))
     return Terms(total(reconstruction), total(prior_kl(x, gamma_1)), total(loss), latent, weighted)

@@ -30,10 +30,13 @@ from .training import seeded
 def mean_se(values: Tensor,               # one per image (N,)
             strata: Tensor | None = None  # class of each image (N,), if the set holds a fixed number of each
            ) -> tuple[float, float]:      # mean, standard error
-    "Mean over images and its standard error, within classes if they are given. Raises ValueError for a class of one."
+    """Mean over images and its standard error, within classes if they are given. Raises
+    ValueError for a class of one."""
     strata = torch.zeros(len(values), dtype=torch.long) if strata is None else strata
     groups = [values[strata == c] for c in strata.unique()]
-    if min(map(len, groups)) < 2: raise ValueError(f"a class with one image among {len(values)} has no spread: leave out the classes (strata=None)")
+    if min(map(len, groups)) < 2:
+        raise ValueError(f"a class with one image among {len(values)} has no spread: "
+                         "leave out the classes (strata=None)")
     return values.mean().item(), math.sqrt(sum(len(g) * g.var().item() for g in groups)) / len(values)
 
 # %% ../nbs/11_evaluation.ipynb #71bd070e
@@ -47,21 +50,28 @@ class Evaluation(NamedTuple):
 
     @property
     def noise_se(self) -> float:
-        "Standard error from times and noise alone, on these very images; an upper estimate, since even times vary less than independent ones."
+        """Standard error from times and noise alone, on these very images; an upper estimate, since even
+        times vary less than independent ones."""
         return self.noise.square().sum().sqrt().item() / len(self.noise)
 
     def report(self) -> dict: # JSON-ready
-        "bpd, its standard error (within classes, ignoring them, from noise alone), every term as [mean, se]; bits/dim."
+        """bpd, its standard error (within classes, ignoring them, from noise alone), every term
+        as [mean, se]; bits/dim."""
         bpd, se = mean_se(self.bpd, self.strata)
-        return dict(bpd=bpd, bpd_se=se, bpd_se_plain=mean_se(self.bpd)[1], bpd_se_noise=self.noise_se, terms={name: list(mean_se(v, self.strata)) for name, v in self.terms.items()}, n=len(self.bpd))
+        return dict(bpd=bpd, bpd_se=se, bpd_se_plain=mean_se(self.bpd)[1], bpd_se_noise=self.noise_se,
+                    terms={name: list(mean_se(v, self.strata)) for name, v in self.terms.items()},
+                    n=len(self.bpd))
 
     def table(self) -> str: # for people
         "One line per term: mean and standard error, bits/dim."
-        rows = [(name, mean_se(v, self.strata)) for name, v in (*self.terms.items(), ('total (bound)', self.bpd))]
-        return '\n'.join(['term             bits/dim   std. error'] + [f'{name:15} {m:9.4f}  ± {s:.4f}' for name, (m, s) in rows])
+        rows = [(name, mean_se(v, self.strata))
+                for name, v in (*self.terms.items(), ('total (bound)', self.bpd))]
+        return '\n'.join(['term             bits/dim   std. error']
+                         + [f'{name:15} {m:9.4f}  ± {s:.4f}' for name, (m, s) in rows])
 
 # %% ../nbs/11_evaluation.ipynb #6292faf3
-def even_times(n: int, draws: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor: # (draws, n) in [0, 1)
+def even_times(n: int, draws: int, generator: torch.Generator,
+               dtype: torch.dtype) -> Tensor: # (draws, n) in [0, 1)
     "For each of n images `draws` evenly spaced times from a random offset of its own."
     offset = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
     steps = torch.arange(draws, device=generator.device)[:, None] / draws
@@ -74,10 +84,13 @@ def child(generator: torch.Generator) -> torch.Generator:
 
 @contextlib.contextmanager
 def evenly(model: Diffusion, T: int | None) -> Iterator[None]:
-    "Meanwhile the schedule is the straight line between its ends. Raises ValueError for finite T, a schedule per pixel and infinite ends."
+    """Meanwhile the schedule is the straight line between its ends. Raises ValueError for finite T, a
+    schedule per pixel and infinite ends."""
     own, ends = model.schedule, model.schedule.ends()
     if T is not None or getattr(own, 'event_shape', ()) or not math.isfinite(ends[0] - ends[1]):
-        raise ValueError(f"even=True with T={T} and {type(own).__name__} from {ends[0]:g} to {ends[1]:g}: only in continuous time, and for one schedule for all pixels with finite ends, are other levels the same bound; leave it out")
+        raise ValueError(f"even=True with T={T} and {type(own).__name__} from {ends[0]:g} to {ends[1]:g}: "
+                         "only in continuous time, and for one schedule for all pixels with finite ends, "
+                         "are other levels the same bound; leave it out")
     model.schedule = Linear(*ends).to(model.reference)
     try: yield
     finally: model.schedule = own
@@ -85,17 +98,22 @@ def evenly(model: Diffusion, T: int | None) -> Iterator[None]:
 @torch.no_grad()
 def evaluate(model: Diffusion,     # usually the averaged one
              x: Tensor,            # test images (N, *event), each used once
-             draws: int | None = None, # K: times and noises per image; None for about 32,768 in all, at least 2
+             # K: times and noises per image; None for about 32,768 in all, at least 2
+             draws: int | None = None,
              strata: Tensor | None = None, # class of each image (N,), if the set holds a fixed number of each
              batch_size: int = 128, # images per batch; the last may be shorter
              seed: int = 0,        # of times and noise
              T: int | None = None, # number of steps; None for continuous time
              progress: bool = False, # show a progress bar?
-             even: bool = False    # noise levels even in log SNR, whatever the schedule? In continuous time, for one schedule for all pixels
-            ) -> Evaluation:       # bits/dim
-    "The bound on every image of x, exactly once. Raises ValueError for draws < 2, an empty x, and a schedule that even levels cannot replace."
+    # noise levels even in log SNR, whatever the schedule? In continuous time, for one schedule for all pixels
+             even: bool = False
+            ) -> Evaluation: # bits/dim
+    """The bound on every image of x, exactly once. Raises ValueError for draws < 2, an empty x, and a
+    schedule that even levels cannot replace."""
     if draws is None: draws = max(2, 2**15 // max(1, len(x)))
-    if draws < 2 or len(x) == 0: raise ValueError(f"draws={draws} on {len(x)} images: at least 2 draws and one image are needed for an error estimate")
+    if draws < 2 or len(x) == 0:
+        raise ValueError(f"draws={draws} on {len(x)} images: "
+                         "at least 2 draws and one image are needed for an error estimate")
     training, device = model.training, model.reference.device; model.eval()
     generator = torch.Generator(device).manual_seed(seed)
     def terms(batch: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:                  # (4, B)
@@ -103,11 +121,14 @@ def evaluate(model: Diffusion,     # usually the averaged one
     jobs = [partial(terms, batch, t, child(generator)) for batch in x.split(batch_size)
             for t in even_times(len(batch), draws, generator, model.reference.dtype)]
     try:
-        with evenly(model, T) if even else contextlib.nullcontext(): found = share_out(jobs, title='evaluating' * progress)
+        with evenly(model, T) if even else contextlib.nullcontext():
+            found = share_out(jobs, title='evaluating' * progress)
     finally: model.train(training)
-    nats = [torch.stack(found[i:i + draws]) for i in range(0, len(found), draws)]               # (K, 4, B) each
-    bits = bits_per_dim(torch.cat(nats, -1), model.event_shape)                                 # (K, 4, N)
-    return Evaluation(bits.mean(0).sum(0), dict(zip(('reconstruction', 'prior', 'diffusion', 'latent'), bits.mean(0))), bits[:, 2].std(0) / math.sqrt(draws), draws, strata)
+    nats = [torch.stack(found[i:i + draws]) for i in range(0, len(found), draws)]  # (K, 4, B) each
+    bits = bits_per_dim(torch.cat(nats, -1), model.event_shape)                    # (K, 4, N)
+    return Evaluation(bits.mean(0).sum(0),
+                      dict(zip(('reconstruction', 'prior', 'diffusion', 'latent'), bits.mean(0))),
+                      bits[:, 2].std(0) / math.sqrt(draws), draws, strata)
 
 # %% ../nbs/11_evaluation.ipynb #1c934e90
 class ImportanceEvaluation(NamedTuple):
@@ -121,7 +142,8 @@ class ImportanceEvaluation(NamedTuple):
     def report(self) -> dict: # JSON-ready
         "Both bounds and the difference, each as [mean, se]; bits/dim."
         values = dict(importance=self.bpd, plain=self.plain, gain=self.plain - self.bpd)
-        return {**{name: list(mean_se(v, self.strata)) for name, v in values.items()}, 'samples': self.samples, 'draws_per_sample': self.draws}
+        return {**{name: list(mean_se(v, self.strata)) for name, v in values.items()},
+                'samples': self.samples, 'draws_per_sample': self.draws}
 
 @torch.no_grad()
 def importance_evaluate(model: Diffusion,  # with a latent
@@ -131,22 +153,31 @@ def importance_evaluate(model: Diffusion,  # with a latent
                         strata: Tensor | None = None, # class of each image (N,)
                         batch_size: int = 128, seed: int = 0, T: int | None = None, progress: bool = False
                        ) -> ImportanceEvaluation: # bits/dim
-    "The K-draw bound over the latent on every image of x. Raises ValueError for a model without a latent, or impossible numbers of draws."
-    if isinstance(model.latent, NoLatent): raise ValueError("the model has no latent to draw several of: evaluate it with samples=1")
-    if samples < 1 or draws < 2 or draws % 2: raise ValueError(f"samples={samples}, draws={draws}: at least one latent, and an even number of draws for each")
+    """The K-draw bound over the latent on every image of x. Raises ValueError for a model without a
+    latent, or impossible numbers of draws."""
+    if isinstance(model.latent, NoLatent):
+        raise ValueError("the model has no latent to draw several of: evaluate it with samples=1")
+    if samples < 1 or draws < 2 or draws % 2:
+        raise ValueError(f"samples={samples}, draws={draws}: at least one latent, "
+                         "and an even number of draws for each")
     training, device = model.training, model.reference.device; model.eval()
     generator = torch.Generator(device).manual_seed(seed)
     def numbers(n: int) -> tuple: # for n images: what draws w; times; what draws the noise at each
-        draws_w = child(generator); times = [even_times(n, draws // 2, generator, model.reference.dtype) for _ in range(2)]
+        draws_w = child(generator)
+        times = [even_times(n, draws // 2, generator, model.reference.dtype) for _ in range(2)]
         return draws_w, torch.cat(times), [child(generator) for _ in range(draws)]
-    def costs(batch: Tensor, draws_w: torch.Generator, times: Tensor, noises: list[torch.Generator]) -> Tensor: # of one latent, by each half of the times (2, B)
-        batch = batch.to(device); w, _ = model.latent(model.codec.encode(batch, model.reference.dtype), draws_w)
-        nats = torch.stack([model(batch, T=T, t=t, w=w, generator=noise).vlb for t, noise in zip(times, noises)])
+    def costs(batch: Tensor, draws_w: torch.Generator, times: Tensor,
+              noises: list[torch.Generator]) -> Tensor: # of one latent, by each half of the times (2, B)
+        batch = batch.to(device)
+        w, _ = model.latent(model.codec.encode(batch, model.reference.dtype), draws_w)
+        nats = torch.stack([model(batch, T=T, t=t, w=w, generator=noise).vlb
+                            for t, noise in zip(times, noises)])
         return torch.stack([half.double().mean(0) for half in nats.chunk(2)]).cpu()
-    jobs = [partial(costs, batch, *numbers(len(batch))) for batch in x.split(batch_size) for _ in range(samples)]
+    jobs = [partial(costs, batch, *numbers(len(batch))) for batch in x.split(batch_size)
+            for _ in range(samples)]
     try: found = share_out(jobs, title='evaluating' * progress)
     finally: model.train(training)
-    halves = [torch.stack(found[i:i + samples], 1) for i in range(0, len(found), samples)]     # (2, K, B) each
+    halves = [torch.stack(found[i:i + samples], 1) for i in range(0, len(found), samples)]  # (2, K, B) each
     parts = [torch.stack([cross_fitted(*half), half.sum(0).mean(0) / 2]) for half in halves]
     bits = bits_per_dim(torch.cat(parts, -1), model.event_shape)
     return ImportanceEvaluation(bits[0], bits[1], samples, draws, strata)
@@ -160,7 +191,8 @@ class Judge(nn.Module):
                  features: int = 32,           # width of the layer before the last
                  channels: int = 32):          # of the first convolution
         super().__init__()
-        self.codec, self.encoder, self.head = Codec(vocab), Encoder(event_shape, features, channels, scale=1.), nn.Linear(features, classes)
+        self.codec, self.encoder, self.head = Codec(vocab), Encoder(event_shape, features, channels,
+                                                                    scale=1.), nn.Linear(features, classes)
         self.register_buffer('mean', torch.zeros(features)); self.register_buffer('std', torch.ones(features))
 
     def raw(self, x: Tensor) -> Tensor:
@@ -172,7 +204,8 @@ class Judge(nn.Module):
     def forward(self, x: Tensor) -> Tensor: return (self.raw(x) - self.mean) / self.std
 
 @torch.no_grad()
-def in_batches(f: Callable[[Tensor], Tensor], x: Tensor, batch_size: int = 500) -> Tensor: # like f(x), on the CPU
+def in_batches(f: Callable[[Tensor], Tensor], x: Tensor,
+               batch_size: int = 500) -> Tensor: # like f(x), on the CPU
     "A function of each image alone, a batch at a time."
     return torch.cat([f(batch) for batch in x.split(batch_size)]).cpu()
 
@@ -183,13 +216,19 @@ def train_judge(data: Data,           # its train split has labels
                ) -> Judge:            # in evaluation mode
     "Trains a judge. Raises ValueError for data without labels or without levels."
     x, y = data.train
-    if y is None or data.vocab is None: raise ValueError(f"{data.name} has no {'labels' if y is None else 'levels'}: samples are judged on labelled images, such as digits or fashion_mnist")
+    if y is None or data.vocab is None:
+        raise ValueError(f"{data.name} has no {'labels' if y is None else 'levels'}: "
+                         "samples are judged on labelled images, such as digits or fashion_mnist")
     with seeded(seed): judge = Judge(data.event_shape, data.vocab, int(y.max()) + 1)
-    optimizer, stream = torch.optim.AdamW(judge.parameters(), lr, weight_decay=0.05), batches(x, y, batch_size, seed)
+    optimizer, stream = (torch.optim.AdamW(judge.parameters(), lr, weight_decay=0.05),
+                         batches(x, y, batch_size, seed))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in tqdm(range(steps), 'training the judge', disable=not progress):
-        image, label = next(stream); F.cross_entropy(judge.logits(image), label).backward(); optimizer.step(); schedule.step(); optimizer.zero_grad()
-    features = in_batches(judge.raw, x); judge.mean.copy_(features.mean(0)); judge.std.copy_(features.std(0).clamp(min=1e-6))
+        image, label = next(stream)
+        F.cross_entropy(judge.logits(image), label).backward(); optimizer.step()
+        schedule.step(); optimizer.zero_grad()
+    features = in_batches(judge.raw, x); judge.mean.copy_(features.mean(0))
+    judge.std.copy_(features.std(0).clamp(min=1e-6))
     return judge.eval()
 
 # %% ../nbs/11_evaluation.ipynb #92278f56
@@ -213,13 +252,19 @@ def kernel(real: Tensor, drawn: Tensor # features (N, d), (M, d)
     within = lambda a: (gram(a, a).sum() - gram(a, a).diagonal().sum()) / (len(a) * (len(a) - 1))
     return within(real) + within(drawn) - 2 * gram(real, drawn).mean()
 
-def jackknife(score: Callable[[Tensor, Tensor], Tensor], real: Tensor, drawn: Tensor, # features (N, d), (M, d)
+def jackknife(score: Callable[[Tensor, Tensor], Tensor],
+              real: Tensor, drawn: Tensor, # features (N, d), (M, d)
               groups: int = 10) -> tuple[float, float]: # score, standard error
-    "A score of two sets and its error from leaving out a tenth of either, @eq-jackknife. Raises ValueError for sets too small."
-    if min(len(real), len(drawn)) < 4 * groups: raise ValueError(f"{len(real)} real and {len(drawn)} drawn images: at least {4 * groups} of each are needed for a score with an error")
-    mixed = lambda a: a[torch.randperm(len(a), generator=torch.Generator().manual_seed(0))]; without = lambda a, g: a[torch.arange(len(a)) % groups != g]
-    real, drawn = mixed(real), mixed(drawn)                                                    # images may come sorted by class
-    left_out = torch.stack([torch.stack([score(real, without(drawn, g)), score(without(real, g), drawn)]) for g in range(groups)])
+    """A score of two sets and its error from leaving out a tenth of either, @eq-jackknife. Raises
+    ValueError for sets too small."""
+    if min(len(real), len(drawn)) < 4 * groups:
+        raise ValueError(f"{len(real)} real and {len(drawn)} drawn images: "
+                         f"at least {4 * groups} of each are needed for a score with an error")
+    mixed = lambda a: a[torch.randperm(len(a), generator=torch.Generator().manual_seed(0))]
+    without = lambda a, g: a[torch.arange(len(a)) % groups != g]
+    real, drawn = mixed(real), mixed(drawn)  # images may come sorted by class
+    left_out = torch.stack([torch.stack([score(real, without(drawn, g)), score(without(real, g), drawn)])
+                            for g in range(groups)])
     return score(real, drawn).item(), ((groups - 1) * left_out.var(0, unbiased=False)).sum().sqrt().item()
 
 # %% ../nbs/11_evaluation.ipynb #c835002b
@@ -227,14 +272,21 @@ def sample_scores(judge: Judge,         # of the same data set
                   data: Data,           # real images
                   drawn: Tensor,        # integer pixels (M, *event)
                   y: Tensor | None = None, # labels that they were drawn with (M,)
-                  most: int = 5000      # training images at most, chosen at random once and for all
-                 ) -> dict:             # FID, KID as [score, error], the same for the test images, numbers of images, agreement with y
-    "Scores of samples against the training images, and those of as many test images, by this judge. Raises ValueError for fewer than 40 images."
+                  most: int = 5000 # training images at most, chosen at random once and for all
+               # FID, KID as [score, error], the same for the test images, numbers of images, agreement with y
+                 ) -> dict:
+    """Scores of samples against the training images, and those of as many test images, by this judge.
+    Raises ValueError for fewer than 40 images."""
     chosen = torch.randperm(len(data.train.x), generator=torch.Generator().manual_seed(0))[:most]
-    real, held, drawn_features = (in_batches(judge, x).double() for x in (data.train.x[chosen], data.test.x[:len(drawn)], drawn))
-    scores = dict(fid=list(jackknife(frechet, real, drawn_features)), kid=list(jackknife(kernel, real, drawn_features)), n=len(drawn), real_n=len(real),
-                  test_fid=list(jackknife(frechet, real, held)), test_kid=list(jackknife(kernel, real, held)), test_n=len(held))
-    if y is not None: right = (in_batches(judge.logits, drawn).argmax(1) == y).double().mean().item(); scores['agreement'] = [right, math.sqrt(right * (1 - right) / len(y))]
+    real, held, drawn_features = (in_batches(judge, x).double()
+                                  for x in (data.train.x[chosen], data.test.x[:len(drawn)], drawn))
+    scores = dict(fid=list(jackknife(frechet, real, drawn_features)),
+                  kid=list(jackknife(kernel, real, drawn_features)), n=len(drawn), real_n=len(real),
+                  test_fid=list(jackknife(frechet, real, held)), test_kid=list(jackknife(kernel, real, held)),
+                  test_n=len(held))
+    if y is not None:
+        right = (in_batches(judge.logits, drawn).argmax(1) == y).double().mean().item()
+        scores['agreement'] = [right, math.sqrt(right * (1 - right) / len(y))]
     return scores
 
 # %% ../nbs/11_evaluation.ipynb #3b69b843
@@ -248,23 +300,31 @@ class Probes(NamedTuple):
     def report(self, strata: Tensor | None = None # class of each test image
               ) -> dict: # JSON-ready
         "Accuracies as [mean, se], and the cluster scores."
-        return dict(linear=list(mean_se(self.linear, strata)), neighbours=list(mean_se(self.neighbours, strata)), nmi=self.nmi, ari=self.ari, n=len(self.linear))
+        return dict(linear=list(mean_se(self.linear, strata)),
+                    neighbours=list(mean_se(self.neighbours, strata)), nmi=self.nmi, ari=self.ari,
+                    n=len(self.linear))
 
 def probe(train: Split,  # features (N, D) and labels
           test: Split,
           seed: int = 0  # of the first cluster centres
          ) -> Probes:
-    "Linear probe, five neighbours and clusters on standardized features. Raises ValueError without labels or with fewer than two classes."
+    """Linear probe, five neighbours and clusters on standardized features. Raises ValueError without
+    labels or with fewer than two classes."""
     from sklearn.cluster import KMeans
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
     from sklearn.neighbors import KNeighborsClassifier
-    if train.y is None or test.y is None or len(train.y.unique()) < 2: raise ValueError("probes ask for labels, at least two kinds: pass splits with y, as those of digits or fashion_mnist")
-    mean, std = train.x.double().mean(0), train.x.double().std(0); scale = lambda x: ((x.double() - mean) / std.clamp(min=1e-6 * std.max().clamp(min=1e-30))).numpy()
+    if train.y is None or test.y is None or len(train.y.unique()) < 2:
+        raise ValueError("probes ask for labels, at least two kinds: pass splits with y, "
+                         "as those of digits or fashion_mnist")
+    mean, std = train.x.double().mean(0), train.x.double().std(0)
+    scale = lambda x: ((x.double() - mean) / std.clamp(min=1e-6 * std.max().clamp(min=1e-30))).numpy()
     a, b, y, truth = scale(train.x), scale(test.x), train.y.numpy(), test.y.numpy()
-    right = [torch.tensor(m.fit(a, y).predict(b) == truth).double() for m in (LogisticRegression(max_iter=5000), KNeighborsClassifier(5))]
+    right = [torch.tensor(m.fit(a, y).predict(b) == truth).double()
+             for m in (LogisticRegression(max_iter=5000), KNeighborsClassifier(5))]
     clusters = KMeans(len(set(y)), n_init=10, random_state=seed).fit(a).predict(b)
-    return Probes(*right, float(normalized_mutual_info_score(truth, clusters)), float(adjusted_rand_score(truth, clusters)))
+    return Probes(*right, float(normalized_mutual_info_score(truth, clusters)),
+                  float(adjusted_rand_score(truth, clusters)))
 
 # %% ../nbs/11_evaluation.ipynb #1e0c6761
 def pixels(x: Tensor) -> Tensor: # integer images (N, *event) to (N, D)
@@ -292,23 +352,33 @@ class Axes(NamedTuple):
 def principal(x: Tensor, # (N, D)
               d: int     # how many directions
              ) -> Axes:
-    "Principal directions, the greatest first, each pointing where its largest entry is positive. Raises ValueError unless 1 <= d <= min(N, D)."
-    if not 1 <= d <= min(x.shape): raise ValueError(f"d={d}: {len(x)} vectors of {x.shape[1]} numbers have 1 to {min(x.shape)} principal directions")
+    """Principal directions, the greatest first, each pointing where its largest entry is positive. Raises
+    ValueError unless 1 <= d <= min(N, D)."""
+    if not 1 <= d <= min(x.shape):
+        raise ValueError(f"d={d}: {len(x)} vectors of {x.shape[1]} numbers have 1 to {min(x.shape)} "
+                         "principal directions")
     center = x.mean(0); _, s, v = torch.linalg.svd(x - center, full_matrices=False); v = v[:d]
-    return Axes(center, v * v.gather(1, v.abs().argmax(1, keepdim=True)).sign(), s[:d] / math.sqrt(len(x) - 1))
+    return Axes(center, v * v.gather(1, v.abs().argmax(1, keepdim=True)).sign(),
+                s[:d] / math.sqrt(len(x) - 1))
 
 # %% ../nbs/11_evaluation.ipynb #97e7a263
 def information(mean: Tensor, std: Tensor, # of q(w|x), Gaussian, for each image (N, d)
                 seed: int = 0              # of the draw
                ) -> tuple[float, float]:   # nats, standard error over images
     "Mutual information of image and latent from below, at most log N; @eq-information-below."
-    mean, std = mean.double(), std.double(); w = mean + std * torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed), dtype=mean.dtype)
-    cost = lambda w: 0.5 * (w.square() @ (std**-2).T - 2 * w @ (mean / std**2).T + (mean**2 / std**2).sum(1)) + std.log().sum(1)   # -log q(w|x_m) without constants (n, N)
-    below = torch.cat([(-cost(part)).logsumexp(1) for part in w.split(1000)]) - math.log(len(w)); own = -0.5 * ((w - mean) / std).square().sum(1) - std.log().sum(1)
+    mean, std = mean.double(), std.double()
+    w = mean + std * torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed), dtype=mean.dtype)
+    # -log q(w|x_m) without constants (n, N)
+    cost = lambda w: (0.5 * (w.square() @ (std**-2).T - 2 * w @ (mean / std**2).T + (mean**2 / std**2).sum(1))
+                      + std.log().sum(1))
+    below = torch.cat([(-cost(part)).logsumexp(1) for part in w.split(1000)]) - math.log(len(w))
+    own = -0.5 * ((w - mean) / std).square().sum(1) - std.log().sum(1)
     return mean_se(own - below)
 
 def latent_report(mean: Tensor, std: Tensor # of q(w|x), Gaussian, for each image (N, d)
                  ) -> dict: # JSON-ready
     "KL in all and per number, information from below as [nats, se], and active numbers; nats."
     kl = gaussian_kl(mean.double(), 2 * std.double().log())
-    return dict(kl=list(mean_se(kl.sum(1))), kl_per_number=kl.mean(0).tolist(), information=list(information(mean, std)), log_n=math.log(len(mean)), active=int((mean.var(0) > 0.01).sum()), d=mean.shape[1])
+    return dict(kl=list(mean_se(kl.sum(1))), kl_per_number=kl.mean(0).tolist(),
+                information=list(information(mean, std)), log_n=math.log(len(mean)),
+                active=int((mean.var(0) > 0.01).sum()), d=mean.shape[1])

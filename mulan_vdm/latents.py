@@ -47,10 +47,13 @@ class Latent(nn.Module):
 class NoLatent(Latent):
     "No latent: w is None and its divergence is zero."
     size = 0
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[None, Tensor]: return None, x.new_zeros(len(x))
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[None, Tensor]:
+        return None, x.new_zeros(len(x))
     def prior(self, n: int, generator: torch.Generator | None = None) -> None: return None
     def log_ratio(self, w: None, x: Tensor) -> Tensor: return x.new_zeros(len(x))
-    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]: raise ValueError("the model has no latent to encode with: train one that has, such as the preset repvdm-digits")
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        raise ValueError("the model has no latent to encode with: train one that has, "
+                         "such as the preset repvdm-digits")
 
 # %% ../nbs/03_latents.ipynb #a23ec24f
 class EncodedLatent(Latent):
@@ -58,30 +61,35 @@ class EncodedLatent(Latent):
     def __init__(self, encoder: nn.Module, # encoder(x) of shape (B, width)
                  width: int):              # parameters of q(w|x)
         super().__init__()
-        self.encoder, self.width, self.size = encoder, width, width           # size: numbers in w
-        self.register_buffer('reference', torch.empty(0), persistent=False)   # its dtype and device are the latent's
+        self.encoder, self.width, self.size = encoder, width, width  # size: numbers in w
+        # its dtype and device are the latent's
+        self.register_buffer('reference', torch.empty(0), persistent=False)
 
     def encode(self, x: Tensor # data (B, *event)
               ) -> Tensor:     # parameters of q(w|x), (B, width)
         "The encoder's answer in the latent's precision. Raises ValueError for another width."
         out = self.encoder(x)
         if out.shape != (len(x), self.width):
-            raise ValueError(f"encoder answers in shape {tuple(out.shape)}, {type(self).__name__} reads {(len(x), self.width)}: give its last layer {self.width} outputs")
+            raise ValueError(f"encoder answers in shape {tuple(out.shape)}, {type(self).__name__} reads "
+                             f"{(len(x), self.width)}: give its last layer {self.width} outputs")
         return out.to(self.reference.dtype)
 
 # %% ../nbs/03_latents.ipynb #424fcaed
 class Gaussian(EncodedLatent):
-    "d numbers, q(w|x) normal with mean and log-variance of the encoder (B, 2d), p(w) standard normal; RepVDM appendix A."
+    """d numbers, q(w|x) normal with mean and log-variance of the encoder (B, 2d), p(w) standard
+    normal; RepVDM appendix A."""
     def __init__(self, encoder: nn.Module, # encoder(x) of shape (B, 2d): means, then log-variances
                  d: int):                  # numbers in w
         super().__init__(encoder, 2 * d); self.size = d
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]: # w (B, d), KL in nats (B,)
+    def forward(self, x: Tensor, generator: torch.Generator | None = None
+               ) -> tuple[Tensor, Tensor]: # w (B, d), KL in nats (B,)
         mean, logvar = self.encode(x).chunk(2, -1)
         return mean + torch.exp(logvar / 2) * self.prior(len(x), generator), gaussian_kl(mean, logvar).sum(-1)
 
     def prior(self, n: int, generator: torch.Generator | None = None) -> Tensor: # (n, d)
-        return torch.randn(n, self.size, generator=generator, dtype=self.reference.dtype, device=self.reference.device)
+        return torch.randn(n, self.size, generator=generator, dtype=self.reference.dtype,
+                           device=self.reference.device)
 
     def log_ratio(self, w: Tensor, x: Tensor) -> Tensor: # nats (B,)
         mean, logvar = self.encode(x).chunk(2, -1)
@@ -98,12 +106,14 @@ def coin_moments(p: Tensor # probability that an entry of w is one
     return p, (p * (1 - p)).clamp(min=0).sqrt()
 
 class Categorical(EncodedLatent):
-    "One-hot w of m values, q(w|x) softmax of the encoder's logits (B, m), p(w) uniform; straight-through on the probabilities."
+    """One-hot w of m values, q(w|x) softmax of the encoder's logits (B, m), p(w) uniform;
+    straight-through on the probabilities."""
     def __init__(self, encoder: nn.Module, # encoder(x) of shape (B, m)
                  m: int):                  # number of values
         super().__init__(encoder, m)
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]: # w (B, m), KL in nats (B,)
+    def forward(self, x: Tensor, generator: torch.Generator | None = None
+               ) -> tuple[Tensor, Tensor]: # w (B, m), KL in nats (B,)
         log_q = self.encode(x).log_softmax(-1); q = log_q.exp()
         w = F.one_hot(torch.multinomial(q.detach(), 1, generator=generator)[:, 0], self.width).to(q.dtype)
         return w + (q - q.detach()), (q * (log_q + math.log(self.width))).sum(-1)
@@ -115,7 +125,8 @@ class Categorical(EncodedLatent):
     def log_ratio(self, w: Tensor, x: Tensor) -> Tensor: # nats (B,)
         return (w * self.encode(x).log_softmax(-1)).sum(-1) + math.log(self.width)
 
-    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]: return coin_moments(self.encode(x).softmax(-1)) # mean, std of w given x, (B, m)
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]: # mean, std of w given x, (B, m)
+        return coin_moments(self.encode(x).softmax(-1))
 
 # %% ../nbs/03_latents.ipynb #7a3a7d23
 def check_subset(m: int, # items
@@ -128,7 +139,8 @@ def check_subset(m: int, # items
 def tilt(theta: Tensor, # logits (..., m)
          k: int         # heads to expect
         ) -> Tensor:    # c (..., 1), without gradient
-    "c such that coins of heads probability sigmoid(theta - c) show k heads on average, by bisection. Raises ValueError for k outside 1..m."
+    """c such that coins of heads probability sigmoid(theta - c) show k heads on average, by bisection.
+    Raises ValueError for k outside 1..m."""
     check_subset(theta.shape[-1], k)
     span = math.log(theta.shape[-1])
     low, high = theta.amin(-1, keepdim=True) - span, theta.amax(-1, keepdim=True) + span
@@ -144,7 +156,8 @@ def counts(coin: Tensor, # logits of the coins, theta - c, (..., m)
           ) -> Tensor:   # (m + 1, ..., k + 1)
     "Probability of j = 0..k heads among the first i = 0..m coins."
     rows = [F.pad(torch.ones_like(coin[..., :1]), (0, k))]
-    for head, tail in zip(torch.sigmoid(coin)[..., None].unbind(-2), torch.sigmoid(-coin)[..., None].unbind(-2)):
+    for head, tail in zip(torch.sigmoid(coin)[..., None].unbind(-2),
+                          torch.sigmoid(-coin)[..., None].unbind(-2)):
         rows.append(tail * rows[-1] + F.pad(head * rows[-1][..., :-1], (1, 0)))
     return torch.stack(rows)
 
@@ -168,7 +181,8 @@ def toss(theta: Tensor, # logits (..., m)
 def log_partition(theta: Tensor, # logits (..., m)
                   k: int         # size of the subset
                  ) -> Tensor:    # nats (...)
-    "log Z, the log of the k-th elementary symmetric polynomial of exp(theta). Raises ValueError for k outside 1..m."
+    """log Z, the log of the k-th elementary symmetric polynomial of exp(theta). Raises
+    ValueError for k outside 1..m."""
     logit, _, _, log_hit = toss(theta, k)
     return log_hit + k * (theta - logit)[..., 0] - F.logsigmoid(-logit).sum(-1)
 
@@ -182,7 +196,9 @@ def subset_log_prob(w: Tensor,     # k-hot (..., m)
                     k: int         # size of the subset
                    ) -> Tensor:    # nats (...)
     "log q(w) for w with k ones. Raises ValueError for another number of ones, or k outside 1..m."
-    if not (w.sum(-1) == k).all(): raise ValueError(f"w has {w.sum(-1).min():g} to {w.sum(-1).max():g} ones, the subset has k={k}: pass k-hot vectors")
+    if not (w.sum(-1) == k).all():
+        raise ValueError(f"w has {w.sum(-1).min():g} to {w.sum(-1).max():g} ones, the subset has k={k}: "
+                         "pass k-hot vectors")
     return coin_log_prob(w, toss(theta, k))
 
 # %% ../nbs/03_latents.ipynb #9158c55a
@@ -190,7 +206,8 @@ def marginals(theta: Tensor, # logits (..., m)
               k: int,        # size of the subset
               coins: Coins | None = None # toss(theta, k), if it is known already
              ) -> Tensor:    # in [0, 1], summing to k, (..., m)
-    "Probability that each item is in the subset, the gradient of `log_partition`. Raises ValueError for k outside 1..m."
+    """Probability that each item is in the subset, the gradient of `log_partition`. Raises
+    ValueError for k outside 1..m."""
     logit, before, after, _ = coins or toss(theta, k)
     chosen = torch.sigmoid(logit) * (before[:-1, ..., :-1] * after[1:, ..., 1:]).sum(-1).movedim(0, -1)
     left = torch.sigmoid(-logit) * (before[:-1] * after[1:]).sum(-1).movedim(0, -1)
@@ -221,7 +238,8 @@ def sample_subset(theta: Tensor, # logits (..., m)
                  ) -> Tensor:    # k-hot, like theta
     "An exact draw of w from q(w). Raises ValueError for k outside 1..m."
     logit, before, _, _ = coins or toss(theta, k)
-    table, head, tail = F.pad(before, (1, 0)), torch.sigmoid(logit), torch.sigmoid(-logit)    # column j + 1: j heads
+    # column j + 1: j heads
+    table, head, tail = F.pad(before, (1, 0)), torch.sigmoid(logit), torch.sigmoid(-logit)
     u = 1 - torch.rand(theta.shape, generator=generator, dtype=theta.dtype, device=theta.device)
     w, j = torch.empty_like(theta), torch.full((*theta.shape[:-1], 1), k, device=theta.device)
     for i in reversed(range(theta.shape[-1])):
@@ -236,7 +254,8 @@ def sum_of_gamma_noise(shape: tuple[int, ...], # of the result
                        k: int,                 # how many draws sum to a Gumbel variable
                        terms: int = 10         # s, gamma variables per item
                       ) -> Tensor:             # noise per item
-    "Noise of which k independent draws sum to a standard Gumbel variable; Niepert, Minervini and Franceschi 2021."
+    """Noise of which k independent draws sum to a standard Gumbel variable; Niepert,
+    Minervini and Franceschi 2021."""
     i = torch.arange(1, terms + 1, dtype=torch.get_default_dtype())
     gamma = torch.distributions.Gamma(1 / k, i).sample(tuple(shape)).sum(-1)         # rate i: mean 1 / (k i)
     rest = math.pi**2 / 6 - (i**-2).sum()
@@ -251,15 +270,18 @@ estimators = {'identity': identity_projection, 'marginals': marginals}   # what 
 
 # %% ../nbs/03_latents.ipynb #5d571b93
 class KHot(EncodedLatent):
-    "k-hot w of m items, q(w|x) proportional to exp(theta w), p(w) uniform over subsets; exact draws and divergence. MuLAN poster."
+    """k-hot w of m items, q(w|x) proportional to exp(theta w), p(w) uniform over subsets; exact draws and
+    divergence. MuLAN poster."""
     def __init__(self, encoder: nn.Module,     # encoder(x), logits (B, m)
                  m: int,                       # items
                  k: int,                       # ones in w
                  estimator: str = 'identity',  # of the gradient through the draw: 'identity' or 'marginals'
                  bound: float | None = None):  # logits are kept in (-bound, bound)
         check_subset(m, k)
-        if estimator not in estimators: raise ValueError(f"estimator={estimator!r}: choose one of {', '.join(estimators)}")
-        if bound is not None and not bound > 0: raise ValueError(f"bound={bound}: pass a positive bound on the logits, or None")
+        if estimator not in estimators:
+            raise ValueError(f"estimator={estimator!r}: choose one of {', '.join(estimators)}")
+        if bound is not None and not bound > 0:
+            raise ValueError(f"bound={bound}: pass a positive bound on the logits, or None")
         super().__init__(encoder, m)
         self.k, self.estimator, self.bound = k, estimator, bound
 
@@ -268,10 +290,12 @@ class KHot(EncodedLatent):
         theta = self.encode(x)
         return theta if self.bound is None else self.bound * torch.tanh(theta / self.bound)
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]: # w (B, m), KL in nats (B,)
+    def forward(self, x: Tensor, generator: torch.Generator | None = None
+               ) -> tuple[Tensor, Tensor]: # w (B, m), KL in nats (B,)
         theta = self.logits(x); coins = toss(theta, self.k)
         smooth = estimators[self.estimator](theta, self.k, coins)
-        return sample_subset(theta, self.k, coins, generator) + (smooth - smooth.detach()), subset_kl(theta, self.k, coins)
+        return (sample_subset(theta, self.k, coins, generator) + (smooth - smooth.detach()),
+                subset_kl(theta, self.k, coins))
 
     def prior(self, n: int, generator: torch.Generator | None = None) -> Tensor: # (n, m)
         return sample_subset(self.reference.new_zeros(n, self.width), self.k, generator=generator)
@@ -279,7 +303,8 @@ class KHot(EncodedLatent):
     def log_ratio(self, w: Tensor, x: Tensor) -> Tensor: # nats (B,)
         return subset_log_prob(w, self.logits(x), self.k) + math.log(math.comb(self.width, self.k))
 
-    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]: return coin_moments(marginals(self.logits(x), self.k)) # mean, std of w given x, (B, m)
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]: # mean, std of w given x, (B, m)
+        return coin_moments(marginals(self.logits(x), self.k))
 
 # %% ../nbs/03_latents.ipynb #899edae3
 def importance_bound(nats: Tensor # exact costs of K draws (K, ...)
@@ -290,7 +315,8 @@ def importance_bound(nats: Tensor # exact costs of K draws (K, ...)
 def cross_fitted(first: Tensor, # unbiased estimates of the costs of K draws (K, ...)
                  second: Tensor # others, independent of the first given the draws
                 ) -> Tensor:    # nats (...)
-    "K-draw bound on -log p(x) from noisy costs: weights by one estimate, charged by the other, and the reverse."
+    """K-draw bound on -log p(x) from noisy costs: weights by one estimate, charged by
+    the other, and the reverse."""
     def charged(choose: Tensor, cost: Tensor) -> Tensor:
         log_a = torch.log_softmax(-choose, 0)
         return (log_a.exp() * (cost + log_a)).sum(0) + math.log(len(cost))

@@ -38,10 +38,12 @@ def divergence(f: Callable[[Tensor], Tensor], # velocity of (B, *event), each ex
                z: Tensor,                     # where (B, *event)
                probes: Tensor | None = None   # (n, B, *event); None for the exact trace
               ) -> tuple[Tensor, Tensor]:     # f(z), and its divergence (B, n); (B, 1) if exact
-    "Velocity and its divergence: v J v for each probe, or the sum over all unit vectors, eq. (hutchinson) of this notebook."
+    """Velocity and its divergence: v J v for each probe, or the sum over all unit vectors, eq.
+    (hutchinson) of this notebook."""
     velocity, pull = torch.func.vjp(f, z)
     D = z[0].numel()
-    v = torch.eye(D, dtype=z.dtype, device=z.device).reshape(D, 1, *z.shape[1:]).expand(-1, *z.shape) if probes is None else probes
+    v = (torch.eye(D, dtype=z.dtype, device=z.device).reshape(D, 1, *z.shape[1:]).expand(-1, *z.shape)
+         if probes is None else probes)
     products = pull(v[0])[0][None] if len(v) == 1 else torch.func.vmap(lambda u: pull(u)[0])(v)
     traces = (v * products).flatten(2).sum(2).T
     return velocity, traces if probes is not None else traces.sum(1, keepdim=True)
@@ -49,7 +51,9 @@ def divergence(f: Callable[[Tensor], Tensor], # velocity of (B, *event), each ex
 # %% ../nbs/07_likelihood.ipynb #738aad3e
 def check_solver(tolerance: float = 1e-5, max_steps: int = 1000) -> None:
     "Raises ValueError unless the tolerance is positive and there is a step to take."
-    if not 0 < tolerance < math.inf or max_steps < 1: raise ValueError(f"tolerance={tolerance}, max_steps={max_steps}: pass a positive error per step, such as 1e-5, and at least one step")
+    if not 0 < tolerance < math.inf or max_steps < 1:
+        raise ValueError(f"tolerance={tolerance}, max_steps={max_steps}: pass a positive error per step, "
+                         "such as 1e-5, and at least one step")
 
 def solve(f: Callable[[Tensor, Tensor], Tensor], # t (B,), state (B, S) -> its derivative
           state: Tensor,                # at the start (B, S), double precision
@@ -58,17 +62,22 @@ def solve(f: Callable[[Tensor, Tensor], Tensor], # t (B,), state (B, S) -> its d
           tolerance: float = 1e-5,      # error per step, relative and absolute
           max_steps: int = 1000         # per example
          ) -> tuple[Tensor, Tensor]:    # state at the end (B, S), evaluations of f (B,)
-    "Tsitouras' 5(4) pair with the error of every example controlled by itself. Raises FloatingPointError if it does not arrive, ValueError for a tolerance or max_steps that is not positive."
+    """Tsitouras' 5(4) pair with the error of every example controlled by itself. Raises FloatingPointError
+    if it does not arrive, ValueError for a tolerance or max_steps that is not positive."""
     check_solver(tolerance, max_steps)
     def norm(r): return torch.cat([r[:, :D].square().mean(1, keepdim=True).sqrt(), r[:, D:].abs()], 1).amax(1)
     term = ODETerm(f, with_stats=False)
     control = PIDController(tolerance, tolerance, 0.2, 0.5, 0., norm=norm).to(state)
     start, end = (torch.full_like(state[:, 0], t) for t in span)
-    solution = AutoDiffAdjoint(Tsit5(), control, max_steps=max_steps).solve(InitialValueProblem(state, start, end, None), term)
+    solution = AutoDiffAdjoint(Tsit5(), control, max_steps=max_steps).solve(
+        InitialValueProblem(state, start, end, None), term)
     nfe, failed = 2 + 6 * solution.stats['n_steps'], int((solution.status != 0).sum())
     if failed:
-        why = 'a value is not finite' if (solution.status == Status.INFINITE_NORM.value).any() else f'max_steps={max_steps} reached'
-        raise FloatingPointError(f"{failed} of {len(state)} trajectories failed at tolerance={tolerance:g} after {int(nfe.max())} evaluations, {why}: raise tolerance or max_steps, or look in the network for values that are not finite")
+        why = ('a value is not finite' if (solution.status == Status.INFINITE_NORM.value).any()
+               else f'max_steps={max_steps} reached')
+        raise FloatingPointError(f"{failed} of {len(state)} trajectories failed at tolerance={tolerance:g} "
+                                 f"after {int(nfe.max())} evaluations, {why}: raise tolerance or max_steps, "
+                                 "or look in the network for values that are not finite")
     return solution.ys[:, 0], nfe
 
 # %% ../nbs/07_likelihood.ipynb #7a628a2a
@@ -85,14 +94,15 @@ class Path(NamedTuple):
 
 @torch.no_grad()
 def log_density(model: Diffusion,
-                z_0: Tensor,                    # at t = 0, (B, *event), double precision
-                w: Tensor | None = None,        # latents
-                y: Tensor | None = None,        # class labels (B,)
-                probes: Tensor | None = None,   # (n, B, *event), fixed along the path; None for the exact trace
+                z_0: Tensor,                  # at t = 0, (B, *event), double precision
+                w: Tensor | None = None,      # latents
+                y: Tensor | None = None,      # class labels (B,)
+                probes: Tensor | None = None, # (n, B, *event), fixed along the path; None for the exact trace
                 terminal: Callable[[Tensor], Tensor] = standard_normal, # log-density at t = 1, nats (B,)
                 **solver                        # tolerance, max_steps
                ) -> Path:
-    "log p_0(z_0) of the probability flow, eq. (density) of this notebook. Raises FloatingPointError if the solver fails."
+    """log p_0(z_0) of the probability flow, eq. (density) of this notebook. Raises
+    FloatingPointError if the solver fails."""
     D, n = z_0[0].numel(), 1 if probes is None else len(probes)
     def derivative(t, state):
         z = state[:, :D].reshape(z_0.shape).to(model.reference.dtype)
@@ -146,21 +156,25 @@ def begin(model: Diffusion, x: Tensor, # one image (1, *event)
     gamma_0 = model.gamma(torch.zeros(draws, device=x.device), w).double().expand_as(coded)
     log_q, width = torch.zeros_like(coded), 1. if model.codec.vocab is None else 2 / model.codec.vocab
     if model.codec.vocab is not None:
-        offset, log_q = dequantizations[dequantization](2 * torch.rand(coded.shape, **options) - 1, torch.exp(gamma_0 / 2) / width)
+        offset, log_q = dequantizations[dequantization](2 * torch.rand(coded.shape, **options) - 1,
+                                                        torch.exp(gamma_0 / 2) / width)
         coded = coded + width * offset
     v = None if trace == 'exact' else torch.randn(draws, probes, *x.shape[1:], **options).to(dtype)
     if trace == 'rademacher': v = torch.where(v < 0, -1., 1.).to(dtype)
     total = lambda nats: nats.flatten(1).sum(1)
-    return Start(alpha(gamma_0) * coded, w, v, total(F.logsigmoid(-gamma_0) / 2 + math.log(width)), total(log_q), latent.double())
+    return Start(alpha(gamma_0) * coded, w, v, total(F.logsigmoid(-gamma_0) / 2 + math.log(width)),
+                 total(log_q), latent.double())
 
 # %% ../nbs/07_likelihood.ipynb #bb4ef697
 def combine(first: Tensor,    # -l of each draw by the first half of its probes, nats (N, K)
             second: Tensor,   # by the second half; the same if the trace is exact
             importance: bool  # weight the draws, or take their mean?
-           ) -> tuple[Tensor, dict[str, Tensor], Tensor]: # bound (N,), what weighting changed, standard error (N,)
+           # bound (N,), what weighting changed, standard error (N,)
+           ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     "Mean or importance-weighted bound over the draws of an image, nats; eq. (importance) of this notebook."
     nats = (first + second) / 2; K, mean = nats.shape[1], nats.mean(1)
-    spread = nats if not importance else torch.softmax(-nats, 1) * K      # error of a log: relative error of the sum
+    # error of a log: relative error of the sum
+    spread = nats if not importance else torch.softmax(-nats, 1) * K
     error = spread.std(1) / math.sqrt(K) if K > 1 else torch.full_like(mean, math.nan)
     if not importance: return mean, {}, error
     bound = cross_fitted(first.T, second.T)
@@ -168,14 +182,15 @@ def combine(first: Tensor,    # -l of each draw by the first half of its probes,
 
 # %% ../nbs/07_likelihood.ipynb #e971ca85
 class OdeEvaluation(NamedTuple):
-    "Bound on the flow's discrete likelihood for every image, bits/dim (N,), or the likelihood of real data. The first five fields are those of `Evaluation`."
-    bpd: Tensor              # the sum of the terms
+    """Bound on the flow's discrete likelihood for every image, bits/dim (N,), or the likelihood of real
+    data. The first five fields are those of `Evaluation`."""
+    bpd: Tensor           # the sum of the terms
     terms: dict[str, Tensor] # density per bin, dequantization, latent; importance if asked for
-    noise: Tensor            # standard error of each image's bpd from its own draws; not a number for one draw
-    draws: int               # of latent, dequantization noise and probes, per image
-    strata: Tensor | None    # class of each image, if the set holds a fixed number of each
-    nfe: Tensor              # evaluations of the flow and its divergence per image and draw, of its own steps
-    dims: int                # dimensions of an image
+    noise: Tensor         # standard error of each image's bpd from its own draws; not a number for one draw
+    draws: int            # of latent, dequantization noise and probes, per image
+    strata: Tensor | None # class of each image, if the set holds a fixed number of each
+    nfe: Tensor           # evaluations of the flow and its divergence per image and draw, of its own steps
+    dims: int             # dimensions of an image
 
     @property
     def nats(self) -> Tensor: # (N,)
@@ -187,19 +202,27 @@ def in_bits(parts: Tensor, # (5, N, K) of `follow`
     "Draws combined, nats to bits/dim."
     first, second, dequantization, latent, nfe = parts; rest = dequantization + latent
     bound, extra, noise = combine(first + rest, second + rest, importance)
-    nats = dict(density=(first + second).mean(1) / 2, dequantization=dequantization.mean(1), latent=latent.mean(1)) | extra | dict(noise=noise, bpd=bound)
+    nats = dict(density=(first + second).mean(1) / 2, dequantization=dequantization.mean(1),
+                latent=latent.mean(1)) | extra | dict(noise=noise, bpd=bound)
     terms = {name: bits_per_dim(v, event_shape) for name, v in nats.items()}
-    return OdeEvaluation(terms.pop('bpd'), terms, terms.pop('noise'), parts.shape[2], strata, nfe.mean(1), math.prod(event_shape))
+    return OdeEvaluation(terms.pop('bpd'), terms, terms.pop('noise'), parts.shape[2], strata, nfe.mean(1),
+                         math.prod(event_shape))
 
 # %% ../nbs/07_likelihood.ipynb #3bca13ff
-def check_options(n: int, dims: int, draws: int, trace: str, probes: int, dequantization: str, importance: bool, exact_limit: int) -> None:
+def check_options(n: int, dims: int, draws: int, trace: str, probes: int, dequantization: str,
+                  importance: bool, exact_limit: int) -> None:
     "Raises ValueError for options of `ode_evaluate` that cannot be, or would not give a bound."
-    if min(n, draws, probes) < 1: raise ValueError(f"draws={draws}, probes={probes} on {n} images: pass at least 1 of each")
-    for name, value, known in (('trace', trace, trace_names), ('dequantization', dequantization, dequantizations)):
+    if min(n, draws, probes) < 1:
+        raise ValueError(f"draws={draws}, probes={probes} on {n} images: pass at least 1 of each")
+    for name, value, known in (('trace', trace, trace_names),
+                               ('dequantization', dequantization, dequantizations)):
         if value not in known: raise ValueError(f"{name}={value!r}: choose one of {', '.join(known)}")
-    if trace == 'exact' and dims > exact_limit: raise ValueError(f"trace='exact' takes {dims} products per evaluation, more than exact_limit={exact_limit}: use trace='rademacher' or raise exact_limit")
+    if trace == 'exact' and dims > exact_limit:
+        raise ValueError(f"trace='exact' takes {dims} products per evaluation, "
+                         f"more than exact_limit={exact_limit}: use trace='rademacher' or raise exact_limit")
     if importance and draws > 1 and trace != 'exact' and probes < 2:
-        raise ValueError(f"importance=True with one probe and trace={trace!r} prefers lucky probes and is no bound: use trace='exact', or probes=2 or more")
+        raise ValueError(f"importance=True with one probe and trace={trace!r} prefers lucky probes and is no "
+                         "bound: use trace='exact', or probes=2 or more")
 
 # %% ../nbs/07_likelihood.ipynb #8c45db29
 def follow(model: Diffusion, x: Tensor, y: Tensor | None, # images (B, *event) and labels (B,)
@@ -207,16 +230,20 @@ def follow(model: Diffusion, x: Tensor, y: Tensor | None, # images (B, *event) a
            draws: int, trace: str, probes: int, # as in `begin`
            dequantization: str, ratio: bool, # as in `begin`
            **solver                      # tolerance, max_steps
-          ) -> Tensor:                   # (5, B, K): density by each half of the probes, dequantization, latent, evaluations
-    "Parts of the bound in nats for every draw of every image, density and dequantization per bin. Raises FloatingPointError if the solver fails."
+          ) -> Tensor: # (5, B, K): density by each half of the probes, dequantization, latent, evaluations
+    """Parts of the bound in nats for every draw of every image, density and dequantization per bin. Raises
+    FloatingPointError if the solver fails."""
     device = model.reference.device; x = x.to(device)
-    starts = [begin(model, x[i:i + 1], draws, dequantization, trace, probes, ratio, torch.Generator(device).manual_seed(seed)) for i, seed in enumerate(seeds)]
+    starts = [begin(model, x[i:i + 1], draws, dequantization, trace, probes, ratio,
+                    torch.Generator(device).manual_seed(seed)) for i, seed in enumerate(seeds)]
     s = Start(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*starts)))
-    labels, v = None if y is None else y.to(device).repeat_interleave(draws), None if s.probes is None else s.probes.transpose(0, 1)
+    labels, v = (None if y is None else y.to(device).repeat_interleave(draws),
+                 None if s.probes is None else s.probes.transpose(0, 1))
     path = log_density(model, s.z_0, s.w, labels, v, **solver)
     density = -path.log_prob - s.stretch[:, None]
-    halves = [h.mean(1) for h in density.chunk(2, 1)]                                    # one probe, or none: the same twice
-    return torch.stack([halves[0], halves[-1], s.dequantization, s.latent, path.nfe]).reshape(5, len(x), draws).cpu()
+    halves = [h.mean(1) for h in density.chunk(2, 1)]  # one probe, or none: the same twice
+    return torch.stack([halves[0], halves[-1], s.dequantization, s.latent,
+                        path.nfe]).reshape(5, len(x), draws).cpu()
 
 # %% ../nbs/07_likelihood.ipynb #8497add3
 @torch.no_grad()
@@ -229,18 +256,24 @@ def ode_evaluate(model: Diffusion,      # usually the averaged one
                  dequantization: str = 'truncated_normal', # or 'uniform'
                  importance: bool = False, # weight the draws instead of averaging them?
                  exact_limit: int = 128, # most dimensions for which 'exact' is accepted
-                 strata: Tensor | None = None, # class of each image (N,), if the set holds a fixed number of each
+                 # class of each image (N,), if the set holds a fixed number of each
+                 strata: Tensor | None = None,
                  batch_size: int = 16,  # images per batch, each with all its draws
                  generator: torch.Generator | None = None, # of everything drawn
                  progress: bool = False, # show a progress bar?
                  **solver               # of `solve`: tolerance, max_steps
                 ) -> OdeEvaluation:     # bits/dim
-    "Likelihood by the probability flow for every image of x. Raises ValueError for options that make no sense, FloatingPointError if the solver fails."
-    check_options(len(x), math.prod(model.event_shape), draws, trace, probes, dequantization, importance, exact_limit); check_solver(**solver); model.check(x)
-    seeds = torch.randint(2**62, (len(x),), generator=generator, device=generator.device if generator else 'cpu')
+    """Likelihood by the probability flow for every image of x. Raises ValueError for options that make no
+    sense, FloatingPointError if the solver fails."""
+    check_options(len(x), math.prod(model.event_shape), draws, trace, probes, dequantization,
+                  importance, exact_limit)
+    check_solver(**solver); model.check(x)
+    seeds = torch.randint(2**62, (len(x),), generator=generator,
+                          device=generator.device if generator else 'cpu')
     training = model.training; model.eval()
     try:
-        jobs = [partial(follow, model, x[i], None if y is None else y[i], seeds[i].tolist(), draws, trace, probes, dequantization, importance, **solver)
+        jobs = [partial(follow, model, x[i], None if y is None else y[i], seeds[i].tolist(),
+                        draws, trace, probes, dequantization, importance, **solver)
                 for i in torch.arange(len(x)).split(batch_size)]
         parts = torch.cat(share_out(jobs, title='following the flow' * progress), 1)
     finally: model.train(training)

@@ -28,7 +28,8 @@ def embed_gamma(gamma: Tensor, # (B, ...)
                 width: int     # even number of features
                ) -> Tensor:    # (B, width)
     "Sines and cosines of gamma, averaged over the event, wavelengths from pi/4 to 40 * pi."
-    omega = torch.logspace(math.log10(8), math.log10(0.05), width // 2, device=gamma.device, dtype=gamma.dtype)
+    omega = torch.logspace(math.log10(8), math.log10(0.05), width // 2, device=gamma.device,
+                           dtype=gamma.dtype)
     angle = gamma.flatten(1).mean(1, keepdim=True) * omega
     return torch.cat([angle.sin(), angle.cos()], 1)
 
@@ -39,20 +40,24 @@ def zero(layer: nn.Module) -> nn.Module:
     return layer
 
 class Condition(nn.Module):
-    "gamma, an optional latent and an optional label to one vector (B, out). Raises ValueError for labels without classes and latents of another width."
+    """gamma, an optional latent and an optional label to one vector (B, out). Raises ValueError for labels
+    without classes and latents of another width."""
     def __init__(self, width: int, # of the embedding of gamma, even
                  out: int,         # of the condition vector
                  classes: int = 0, # number of class labels, 0 for none
                  latent: int = 0,  # numbers in w, 0 to ignore it
                  drop: float = 0.1): # probability of leaving out a label in training
         super().__init__()
-        if not 0 <= drop < 1: raise ValueError(f"drop={drop} must lie in [0, 1): 0 keeps every label, 0.1 leaves out one of ten")
+        if not 0 <= drop < 1:
+            raise ValueError(f"drop={drop} must lie in [0, 1): 0 keeps every label, "
+                             "0.1 leaves out one of ten")
         self.width, self.drop, self.label = width, drop, nn.Embedding(classes, out) if classes else None
         self.latent = zero(nn.Linear(latent, out)) if latent else None
         self.layers = nn.Sequential(nn.Linear(width, out), nn.SiLU(), nn.Linear(out, out), nn.SiLU())
 
     def forward(self, gamma: Tensor, w: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-        if y is not None and self.label is None: raise ValueError("y was given to a network without classes: build it with classes=n")
+        if y is not None and self.label is None:
+            raise ValueError("y was given to a network without classes: build it with classes=n")
         c = self.layers(embed_gamma(gamma, self.width))
         if self.latent is not None: c = c + self.latent(check_latent(w, self.latent.in_features))
         if y is None: return c
@@ -64,7 +69,9 @@ def check_latent(w: Tensor | None, # as it reached a network
                 ) -> Tensor:       # w
     "Raises ValueError unless w is (B, width)."
     if w is None or w.ndim != 2 or w.shape[1] != width:
-        raise ValueError(f"the network reads a latent of width {width}, it was given {'none' if w is None else tuple(w.shape)}: build it with latent={0 if w is None else w.shape[-1]}, or pass w of shape (B, {width})")
+        raise ValueError(f"the network reads a latent of width {width}, "
+                         f"it was given {'none' if w is None else tuple(w.shape)}: build it with "
+                         f"latent={0 if w is None else w.shape[-1]}, or pass w of shape (B, {width})")
     return w
 
 # %% ../nbs/08_nets.ipynb #7a76eba9
@@ -77,12 +84,15 @@ def gamma_maps(gamma: Tensor, # broadcastable to z
 
 # %% ../nbs/08_nets.ipynb #28215231
 def norm(channels: int) -> nn.GroupNorm:
-    "Group normalization, at least four channels to a group and at most 32 groups. Raises ValueError unless channels is a multiple of 4."
-    if channels % 4: raise ValueError(f"channels={channels} must be a multiple of 4, the size of a normalization group")
+    """Group normalization, at least four channels to a group and at most 32 groups. Raises ValueError
+    unless channels is a multiple of 4."""
+    if channels % 4:
+        raise ValueError(f"channels={channels} must be a multiple of 4, the size of a normalization group")
     return nn.GroupNorm(math.gcd(channels // 4, 32), channels)
 
 class ResBlock(nn.Module):
-    "Residual block with a condition vector (B, cond), added (VDM notes section 2.4) or as scale and shift (ADM)."
+    """Residual block with a condition vector (B, cond), added (VDM notes section 2.4) or
+    as scale and shift (ADM)."""
     def __init__(self, n_in: int, n_out: int, # channels
                  cond: int,                   # width of the condition vector
                  dropout: float = 0.,         # of the second convolution's input
@@ -91,7 +101,8 @@ class ResBlock(nn.Module):
         super().__init__()
         self.modulate, self.resize = modulate, nn.Identity() if resize is None else resize
         self.norm1, self.norm2 = norm(n_in), norm(n_out)
-        self.conv1, self.conv2 = nn.Conv2d(n_in, n_out, 3, padding=1), zero(nn.Conv2d(n_out, n_out, 3, padding=1))
+        self.conv1, self.conv2 = (nn.Conv2d(n_in, n_out, 3, padding=1),
+                                  zero(nn.Conv2d(n_out, n_out, 3, padding=1)))
         self.cond, self.dropout = nn.Linear(cond, n_out * (1 + modulate)), nn.Dropout(dropout)
         self.skip = nn.Conv2d(n_in, n_out, 1) if n_in != n_out else nn.Identity()
 
@@ -110,13 +121,15 @@ class Attention(nn.Module):
         self.qkv, self.out = nn.Conv2d(channels, 3 * channels, 1), zero(nn.Conv2d(channels, channels, 1))
 
     def forward(self, h: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm(h)).flatten(2).unflatten(1, (3, self.heads, -1)).transpose(-1, -2).unbind(1)
+        q, k, v = self.qkv(self.norm(h)).flatten(2).unflatten(1,
+                                                              (3, self.heads, -1)).transpose(-1, -2).unbind(1)
         a = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2)
         return h + self.out(a.reshape(h.shape))
 
 # %% ../nbs/08_nets.ipynb #40d70814
 class UNet(nn.Module):
-    "VDM's U-Net without down-sampling, (B, C, H, W) to the same; VDM notes section 2.4. Raises ValueError for labels without classes and latents of another width."
+    """VDM's U-Net without down-sampling, (B, C, H, W) to the same; VDM notes section 2.4. Raises
+    ValueError for labels without classes and latents of another width."""
     def __init__(self, in_channels: int,         # channels of the image
                  channels: int = 128,            # width
                  blocks: int = 32,               # residual blocks going in
@@ -128,17 +141,21 @@ class UNet(nn.Module):
                  latent: int = 0,                # numbers in w, 0 to ignore it
                  gamma_map: bool = False,        # show the noise level of each pixel?
                  position: tuple[int, int] | None = None, # height and width of a learned position map
-                 modulate: bool = False):        # does the condition set scale and shift of every block, or is it added?
+                 # does the condition set scale and shift of every block, or is it added?
+                 modulate: bool = False):
         super().__init__()
         cond, self.fourier, self.gamma_map, self.classes = 4 * channels, tuple(fourier), gamma_map, classes
         self.condition = Condition(channels, cond, classes, latent, drop)
-        self.conv_in = nn.Conv2d(in_channels * (1 + 2 * len(self.fourier) + 2 * gamma_map), channels, 3, padding=1)
+        self.conv_in = nn.Conv2d(in_channels * (1 + 2 * len(self.fourier) + 2 * gamma_map),
+                                 channels, 3, padding=1)
         self.position = nn.Parameter(torch.zeros(channels, *position)) if position else None
         block = lambda n_in: ResBlock(n_in, channels, cond, dropout, modulate)
-        self.down, self.up = (nn.ModuleList(block(n * channels) for _ in range(m)) for n, m in ((1, blocks), (2, blocks + 1)))
+        self.down, self.up = (nn.ModuleList(block(n * channels) for _ in range(m))
+                              for n, m in ((1, blocks), (2, blocks + 1)))
         self.mid = nn.ModuleList([block(channels), block(channels)])
         self.attention = Attention(channels) if attention else nn.Identity()
-        self.out = nn.Sequential(norm(channels), nn.SiLU(), zero(nn.Conv2d(channels, in_channels, 3, padding=1)))
+        self.out = nn.Sequential(norm(channels), nn.SiLU(),
+                                 zero(nn.Conv2d(channels, in_channels, 3, padding=1)))
         self.to(memory_format=torch.channels_last)
 
     def forward(self, z_t: Tensor, gamma: Tensor, w: Tensor | None = None, y: Tensor | None = None) -> Tensor:
@@ -153,7 +170,8 @@ class UNet(nn.Module):
 
 # %% ../nbs/08_nets.ipynb #1cbeaa09
 class ADM(nn.Module):
-    "U-Net with down-sampling, (B, C, H, W) to the same; VDM++ appendix H. Raises ValueError for sides that cannot be halved, labels without classes and latents of another width."
+    """U-Net with down-sampling, (B, C, H, W) to the same; VDM++ appendix H. Raises ValueError for sides
+    that cannot be halved, labels without classes and latents of another width."""
     def __init__(self, in_channels: int,         # channels of the image
                  channels: int = 192,            # width of the first level
                  blocks: int = 3,                # residual blocks per level going in
@@ -166,16 +184,22 @@ class ADM(nn.Module):
                  fourier: tuple[float, ...] = (), # exponents of the Fourier features
                  latent: int = 0):               # numbers in w, 0 to ignore it
         super().__init__()
-        cond, self.fourier, self.classes, self.levels = 4 * channels, tuple(fourier), classes, len(multipliers)
+        cond, self.fourier, self.classes, self.levels = (4 * channels, tuple(fourier), classes,
+                                                         len(multipliers))
         self.condition = Condition(channels, cond, classes, latent, drop)
         self.conv_in = nn.Conv2d(in_channels * (1 + 2 * len(self.fourier)), channels, 3, padding=1)
         block = lambda n_in, n_out, resize=None: ResBlock(n_in, n_out, cond, dropout, True, resize)
         attend = lambda n: Attention(n, max(1, n // head_channels))
-        stage = lambda n_in, n_out, level: nn.ModuleList([block(n_in, n_out), *([attend(n_out)] if level in attention else [])])
+        stage = lambda n_in, n_out, level: nn.ModuleList([block(n_in, n_out),
+                                                          *([attend(n_out)] if level in attention else [])])
         self.down, self.up, n, sizes = nn.ModuleList(), nn.ModuleList(), channels, [channels]
         for level, m in enumerate(multipliers):
-            for _ in range(blocks): self.down.append(stage(n, m * channels, level)); n = m * channels; sizes.append(n)
-            if level + 1 < self.levels: self.down.append(nn.ModuleList([block(n, n, nn.AvgPool2d(2))])); sizes.append(n)
+            for _ in range(blocks):
+                self.down.append(stage(n, m * channels, level)); n = m * channels
+                sizes.append(n)
+            if level + 1 < self.levels:
+                self.down.append(nn.ModuleList([block(n, n, nn.AvgPool2d(2))]))
+                sizes.append(n)
         self.mid = nn.ModuleList([block(n, n), attend(n), block(n, n)])
         for level, m in reversed(tuple(enumerate(multipliers))):
             for i in range(blocks + 1):
@@ -187,12 +211,15 @@ class ADM(nn.Module):
     def fits(self, height: int, width: int) -> None: # of an image
         "Raises ValueError unless both sides can be halved often enough."
         small = 2**(self.levels - 1)
-        if height % small or width % small: raise ValueError(f"images of {height}x{width} cannot be halved {self.levels - 1} times: give fewer multipliers, or sides divisible by {small}")
+        if height % small or width % small:
+            raise ValueError(f"images of {height}x{width} cannot be halved {self.levels - 1} times: "
+                             f"give fewer multipliers, or sides divisible by {small}")
 
     def forward(self, z_t: Tensor, gamma: Tensor, w: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         self.fits(*z_t.shape[-2:]); c = self.condition(gamma, w, y).expand(len(z_t), -1)
         through = lambda part, h: reduce(lambda h, m: m(h, c) if isinstance(m, ResBlock) else m(h), part, h)
-        h = self.conv_in(fourier_features(z_t, self.fourier).contiguous(memory_format=torch.channels_last)); skips = [h]
+        h = self.conv_in(fourier_features(z_t, self.fourier).contiguous(memory_format=torch.channels_last))
+        skips = [h]
         for part in self.down: h = through(part, h); skips.append(h)
         h = through(self.mid, h)
         for part in self.up: h = through(part, torch.cat([h, skips.pop()], 1))
@@ -200,7 +227,8 @@ class ADM(nn.Module):
 
 # %% ../nbs/08_nets.ipynb #67695c69
 class MLP(nn.Module):
-    "Residual network for vectors (B, D) to the same. Raises ValueError for labels without classes and latents of another width."
+    """Residual network for vectors (B, D) to the same. Raises ValueError for labels without classes and
+    latents of another width."""
     def __init__(self, dim: int,                # D
                  width: int = 128,              # of the hidden layers
                  blocks: int = 3,               # residual blocks
@@ -210,9 +238,13 @@ class MLP(nn.Module):
                  latent: int = 0,               # numbers in w, 0 to ignore it
                  gamma_map: bool = False):      # show the noise level of each dimension?
         super().__init__()
-        self.fourier, self.gamma_map, self.classes, self.condition = tuple(fourier), gamma_map, classes, Condition(width, width, classes, latent, drop)
-        self.inp, self.out = nn.Linear(dim * (1 + 2 * len(self.fourier) + 2 * gamma_map), width), zero(nn.Linear(width, dim))
-        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) for _ in range(blocks))
+        self.fourier, self.gamma_map, self.classes, self.condition = (tuple(fourier), gamma_map, classes,
+                                                                      Condition(width, width,
+                                                                                classes, latent, drop))
+        self.inp, self.out = (nn.Linear(dim * (1 + 2 * len(self.fourier) + 2 * gamma_map), width),
+                              zero(nn.Linear(width, dim)))
+        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(),
+                                                  nn.Linear(width, width)) for _ in range(blocks))
 
     def forward(self, z_t: Tensor, gamma: Tensor, w: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         features = [fourier_features(z_t, self.fourier)] + [gamma_maps(gamma, z_t)] * self.gamma_map
@@ -231,15 +263,22 @@ class Encoder(nn.Module):
         act = lambda n: (norm(n), nn.SiLU())
         if len(event_shape) == 3:
             c, *size = event_shape; layers, n = [nn.Conv2d(c, channels, 3, padding=1)], channels
-            while max(size) > 4: layers += [*act(n), nn.Conv2d(n, 2 * channels, 3, stride=2, padding=1)]; n, size = 2 * channels, [(s + 1) // 2 for s in size]
-            self.layers, flat = nn.Sequential(*layers, *act(n), nn.Flatten()).to(memory_format=torch.channels_last), n * math.prod(size)
-        else: flat = 4 * channels; self.layers = nn.Sequential(nn.Linear(math.prod(event_shape), flat), nn.SiLU(), nn.Linear(flat, flat), nn.LayerNorm(flat), nn.SiLU())
+            while max(size) > 4:
+                layers += [*act(n), nn.Conv2d(n, 2 * channels, 3, stride=2, padding=1)]
+                n, size = 2 * channels, [(s + 1) // 2 for s in size]
+            self.layers, flat = (nn.Sequential(*layers, *act(n), nn.Flatten())
+                                 .to(memory_format=torch.channels_last), n * math.prod(size))
+        else:
+            flat = 4 * channels
+            self.layers = nn.Sequential(nn.Linear(math.prod(event_shape), flat), nn.SiLU(),
+                                        nn.Linear(flat, flat), nn.LayerNorm(flat), nn.SiLU())
         self.out = nn.Linear(flat, out); nn.init.zeros_(self.out.bias); self.out.weight.data.mul_(scale)
 
     def forward(self, x: Tensor) -> Tensor: return self.out(self.layers(x))
 
 class Decoder(nn.Module):
-    "An encoder mirrored: a latent (B, latent) to x_hat, like z_t, at which it does not look. Raises ValueError for a latent of another width."
+    """An encoder mirrored: a latent (B, latent) to x_hat, like z_t, at which it does not look. Raises
+    ValueError for a latent of another width."""
     def __init__(self, event_shape: tuple[int, ...], # shape of one example
                  latent: int,                  # numbers in w
                  channels: int = 32):          # width of its last layers, the encoder's of its first
@@ -248,10 +287,18 @@ class Decoder(nn.Module):
         if len(event_shape) == 3:
             c, *size = event_shape; sizes = [tuple(size)]
             while max(sizes[-1]) > 4: sizes.append(tuple((s + 1) // 2 for s in sizes[-1]))
-            n = channels * 2**(len(sizes) - 1); layers = [nn.Linear(latent, n * math.prod(sizes[-1])), nn.Unflatten(1, (n, *sizes[-1]))]
-            for size in reversed(sizes[:-1]): layers += [*act(n), nn.Upsample(size), nn.Conv2d(n, n // 2, 3, padding=1)]; n //= 2
-            self.layers = nn.Sequential(*layers, *act(n), nn.Conv2d(n, c, 3, padding=1)).to(memory_format=torch.channels_last)
-        else: flat = 4 * channels; self.layers = nn.Sequential(nn.Linear(latent, flat), nn.SiLU(), nn.Linear(flat, flat), nn.LayerNorm(flat), nn.SiLU(), nn.Linear(flat, math.prod(event_shape)))
+            n = channels * 2**(len(sizes) - 1)
+            layers = [nn.Linear(latent, n * math.prod(sizes[-1])), nn.Unflatten(1, (n, *sizes[-1]))]
+            for size in reversed(sizes[:-1]):
+                layers += [*act(n), nn.Upsample(size), nn.Conv2d(n, n // 2, 3, padding=1)]
+                n //= 2
+            self.layers = nn.Sequential(*layers, *act(n), nn.Conv2d(n, c, 3, padding=1)).to(
+                memory_format=torch.channels_last)
+        else:
+            flat = 4 * channels
+            self.layers = nn.Sequential(nn.Linear(latent, flat), nn.SiLU(),
+                                        nn.Linear(flat, flat), nn.LayerNorm(flat), nn.SiLU(),
+                                        nn.Linear(flat, math.prod(event_shape)))
 
     def forward(self, z_t: Tensor, gamma: Tensor, w: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         return self.layers(check_latent(w, self.latent)).reshape(z_t.shape)
@@ -264,7 +311,8 @@ class Blind(nn.Module):
 
 # %% ../nbs/08_nets.ipynb #b3a4a9c7
 class PerDimension(nn.Module):
-    "Latent (B, latent) to `numbers` coefficients per dimension, (B, numbers, *event). Raises ValueError for a latent of another width."
+    """Latent (B, latent) to `numbers` coefficients per dimension, (B, numbers, *event). Raises ValueError
+    for a latent of another width."""
     def __init__(self, latent: int,            # numbers in w
                  numbers: int,                 # coefficients per dimension
                  event_shape: tuple[int, ...], # shape of one example
@@ -272,8 +320,10 @@ class PerDimension(nn.Module):
                  scale: float = 0.1):          # of the answer
         super().__init__()
         self.latent, self.shape, self.scale = latent, (numbers, *event_shape), scale
-        self.layers = nn.Sequential(nn.Linear(latent, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), zero(nn.Linear(hidden, math.prod(self.shape))))
+        self.layers = nn.Sequential(nn.Linear(latent, hidden), nn.SiLU(), nn.Linear(hidden, hidden),
+                                    nn.SiLU(), zero(nn.Linear(hidden, math.prod(self.shape))))
 
     def forward(self, w: Tensor | None) -> Tensor:
         w = check_latent(w, self.latent)
-        with torch.autocast(w.device.type, enabled=False): return self.scale * self.layers(w).reshape(-1, *self.shape)   # gamma is never rounded
+        with torch.autocast(w.device.type, enabled=False):
+            return self.scale * self.layers(w).reshape(-1, *self.shape)  # gamma is never rounded

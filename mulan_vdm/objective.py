@@ -49,7 +49,8 @@ def edm_prediction(gamma: Tensor, sigma_data: float = 0.5 # standard deviation o
     scale = sigma_data * (sigma(gamma)**2 + sigma_data**2 * alpha(gamma)**2).sqrt()
     return sigma(gamma) / scale, -sigma_data**2 * alpha(gamma) / scale
 
-predictions = dict(x=x_prediction, eps=eps_prediction, v=v_prediction, score=score_prediction, o=o_prediction, edm=edm_prediction)
+predictions = dict(x=x_prediction, eps=eps_prediction, v=v_prediction, score=score_prediction, o=o_prediction,
+                   edm=edm_prediction)
 
 # %% ../nbs/02_objective.ipynb #e7e05bc2
 def to_x_eps(pred: Tensor,  # the network's answer F, like z_t
@@ -92,7 +93,8 @@ def implied_weighting(prediction: Prediction,         # what the network is aske
                       schedule: Schedule,             # of the times, drawn uniformly
                       weight: Weighting | None = None # factor of the squared error; one by default
                      ) -> Weighting:
-    "The weighting that a plain squared error E_t[weight ||F - F_hat||^2] on any prediction implies; VDM++ section 3.1."
+    """The weighting that a plain squared error E_t[weight ||F - F_hat||^2] on any prediction
+    implies; VDM++ section 3.1."""
     def weighting(logsnr: Tensor) -> Tensor:
         a, b = prediction(-logsnr); scale = (alpha(-logsnr) * b - sigma(-logsnr) * a) / alpha(-logsnr)
         return 2 * scale**2 * schedule.density(logsnr) * (1 if weight is None else weight(logsnr))
@@ -114,7 +116,8 @@ def edm_weighting(logsnr: Tensor, mean: float = -1.2, std: float = 1.2, # of the
     return torch.exp(log_normal + torch.logaddexp(-logsnr, torch.full_like(logsnr, 2 * math.log(sigma_data))))
 
 def v_weighting(logsnr: Tensor) -> Tensor:
-    "exp(-lambda / 2): v-prediction with the cosine schedule, and flow matching; VDM++ appendices D.2 and D.3."
+    """exp(-lambda / 2): v-prediction with the cosine schedule, and flow matching;
+    VDM++ appendices D.2 and D.3."""
     return torch.exp(-logsnr / 2)
 
 def indi_weighting(logsnr: Tensor) -> Tensor:
@@ -123,7 +126,8 @@ def indi_weighting(logsnr: Tensor) -> Tensor:
 
 def p2_weighting(logsnr: Tensor, exponent: float = 1., k: float = 1.) -> Tensor:
     "sech(lambda / 2) / (k + exp(lambda))^exponent: P2 with the cosine schedule; VDM++ appendix D.5."
-    return torch.exp(log_sech(logsnr / 2) - exponent * torch.logaddexp(logsnr, torch.full_like(logsnr, math.log(k))))
+    return torch.exp(log_sech(logsnr / 2)
+                     - exponent * torch.logaddexp(logsnr, torch.full_like(logsnr, math.log(k))))
 
 def min_snr_weighting(logsnr: Tensor, bound: float = 5.) -> Tensor: # the paper's gamma
     "sech(lambda / 2) min(1, bound exp(-lambda)): min-SNR with the cosine schedule; VDM++ appendix D.6."
@@ -142,7 +146,8 @@ def edm_peak(mean: float = -1.2, std: float = 1.2, sigma_data: float = 0.5) -> f
         low, high = (middle, high) if rising else (low, middle)
     return low
 
-def edm_monotonic_weighting(logsnr: Tensor, mean: float = -1.2, std: float = 1.2, sigma_data: float = 0.5) -> Tensor:
+def edm_monotonic_weighting(logsnr: Tensor, mean: float = -1.2, std: float = 1.2,
+                            sigma_data: float = 0.5) -> Tensor:
     "EDM's weighting, constant to the left of its peak; VDM++ section 5.1."
     return edm_weighting(logsnr.clamp(min=edm_peak(mean, std, sigma_data)), mean, std, sigma_data)
 
@@ -150,9 +155,10 @@ def low_bit_weighting(logsnr: Tensor, slope: float = 2., place: float = 8.4) -> 
     "Phi(-slope (lambda - place)): training on 8 bits as if on 5; VDM++ eq. 146."
     return 0.5 * torch.erfc(slope * (logsnr - place) / math.sqrt(2))
 
-weightings = dict(elbo=elbo_weighting, eps=eps_weighting, edm=edm_weighting, v=v_weighting, flow=v_weighting, indi=indi_weighting, p2=p2_weighting,
-                  p2_half=partial(p2_weighting, exponent=0.5), min_snr=min_snr_weighting, sigmoid=sigmoid_weighting,
-                  edm_monotonic=edm_monotonic_weighting, low_bit=low_bit_weighting)
+weightings = dict(elbo=elbo_weighting, eps=eps_weighting, edm=edm_weighting, v=v_weighting, flow=v_weighting,
+                  indi=indi_weighting, p2=p2_weighting, p2_half=partial(p2_weighting, exponent=0.5),
+                  min_snr=min_snr_weighting, sigmoid=sigmoid_weighting, edm_monotonic=edm_monotonic_weighting,
+                  low_bit=low_bit_weighting)
 
 # %% ../nbs/02_objective.ipynb #4f634d7a
 def shifted(weighting: Weighting, shift: float # in lambda; 2 log(64 / d) for images d pixels wide
@@ -165,7 +171,10 @@ def is_monotone(weighting: Weighting,      # of the log signal-to-noise ratio
                 gamma_max: float = 20.,
                 points: int = 40_001       # of the grid
                ) -> bool:
-    "Does the weight never rise with the log signal-to-noise ratio, beyond rounding? Raises ValueError unless gamma_min < gamma_max."
-    if not gamma_min < gamma_max: raise ValueError(f"gamma_min={gamma_min} must be below gamma_max={gamma_max}: give the range over which w is used")
+    """Does the weight never rise with the log signal-to-noise ratio, beyond rounding? Raises ValueError
+    unless gamma_min < gamma_max."""
+    if not gamma_min < gamma_max:
+        raise ValueError(f"gamma_min={gamma_min} must be below gamma_max={gamma_max}: "
+                         "give the range over which w is used")
     w = weighting(torch.linspace(-gamma_max, -gamma_min, points, dtype=torch.float64))
     return bool((w.diff() <= 1e-12 * w[:-1].abs()).all())

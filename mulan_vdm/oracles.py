@@ -17,7 +17,8 @@ from .diffusion import Codec
 
 # %% ../nbs/05_oracles.ipynb #d1ba48c6
 class GaussianOracle(nn.Module):
-    "N(mean, cov) on vectors (B, D), its noisy marginals and best denoiser for any per-dimension gamma; nats of a density."
+    """N(mean, cov) on vectors (B, D), its noisy marginals and best denoiser for any per-dimension
+    gamma; nats of a density."""
     def __init__(self, mean: Tensor, # (D,)
                  cov: Tensor):       # (D, D), positive definite
         super().__init__()
@@ -41,19 +42,22 @@ class GaussianOracle(nn.Module):
         _, mean, cov = self.noisy(gamma)
         return MultivariateNormal(mean, cov).log_prob(z)
 
-    def forward(self, z: Tensor, gamma: Tensor, w: Tensor | None = None, y: Tensor | None = None) -> Tensor: # x_hat
+    def forward(self, z: Tensor, gamma: Tensor, w: Tensor | None = None,
+                y: Tensor | None = None) -> Tensor: # x_hat
         "E[x|z], eq. (gaussian-denoiser) of this notebook."
         a, mean, cov = self.noisy(gamma)
         return self.mean + (a * torch.linalg.solve(cov, (z - mean)[..., None])[..., 0]) @ self.cov
 
 # %% ../nbs/05_oracles.ipynb #9610d2a0
 class MixtureOracle(nn.Module):
-    "Finite mixture of independent discrete pixels (B, *event), its noisy marginals and best denoiser for any per-pixel gamma; nats."
+    """Finite mixture of independent discrete pixels (B, *event), its noisy marginals and best denoiser for
+    any per-pixel gamma; nats."""
     def __init__(self, weights: Tensor, # (K,), positive, sums to one
                  tables: Tensor,        # (K, D, vocab), positive, sums to one over the last axis
                  event_shape: tuple[int, ...]): # D dimensions
         super().__init__()
-        if not ((tables > 0).all() and (weights > 0).all()): raise ValueError("weights and tables must be positive: smooth them, or a posterior is 0/0")
+        if not ((tables > 0).all() and (weights > 0).all()):
+            raise ValueError("weights and tables must be positive: smooth them, or a posterior is 0/0")
         self.event_shape, self.codec = tuple(event_shape), Codec(tables.shape[-1])
         self.register_buffer('log_weights', weights.log()); self.register_buffer('tables', tables)
         self.register_buffer('levels', self.codec.encode(torch.arange(tables.shape[-1]), tables.dtype))
@@ -70,13 +74,15 @@ class MixtureOracle(nn.Module):
 
 # %% ../nbs/05_oracles.ipynb #922c02ce
 @patch
-def pixelwise(self: MixtureOracle, z: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]: # log q(z_d|c), E[x_d|z_d, c]; both (B, D, K)
+def pixelwise(self: MixtureOracle, z: Tensor,
+              gamma: Tensor) -> tuple[Tensor, Tensor]: # log q(z_d|c), E[x_d|z_d, c]; both (B, D, K)
     "Each pixel given each component: log-density of its noisy value in nats, and its best estimate."
     z, gamma = z.flatten(1), gamma.expand_as(z).flatten(1)
     energy = -0.5 * ((z / sigma(gamma))[..., None] - torch.exp(-gamma / 2)[..., None] * self.levels)**2
     top = energy.amax(-1, keepdim=True); near = torch.exp(energy - top).transpose(0, 1)       # (D, B, vocab)
     P = self.tables.permute(1, 2, 0)                                                          # (D, vocab, K)
-    q = near @ P; log_q = q.transpose(0, 1).log() + top - sigma(gamma)[..., None].log() - 0.5 * math.log(2 * math.pi)
+    q = near @ P
+    log_q = q.transpose(0, 1).log() + top - sigma(gamma)[..., None].log() - 0.5 * math.log(2 * math.pi)
     return log_q, ((near * self.levels) @ P / q).transpose(0, 1)
 
 @patch
@@ -85,7 +91,8 @@ def log_marginal(self: MixtureOracle, z: Tensor, gamma: Tensor) -> Tensor: # nat
     return (self.log_weights + self.pixelwise(z, gamma)[0].sum(1)).logsumexp(1)
 
 @patch
-def forward(self: MixtureOracle, z: Tensor, gamma: Tensor, w: Tensor | None = None, y: Tensor | None = None) -> Tensor: # x_hat
+def forward(self: MixtureOracle, z: Tensor, gamma: Tensor, w: Tensor | None = None,
+            y: Tensor | None = None) -> Tensor: # x_hat
     "E[x|z], eq. (mixture-denoiser) of this notebook."
     log_q, mean = self.pixelwise(z, gamma)
     r = (self.log_weights + log_q.sum(1)).softmax(1)
@@ -101,7 +108,8 @@ def fit_mixture(k: Tensor,      # integer pixels (N, *event)
                ) -> MixtureOracle:
     "Mixture of independent pixels fitted by expectation maximization, in double precision."
     one_hot = nn.functional.one_hot(k.flatten(1).long(), vocab).double()            # (N, D, vocab)
-    r = torch.rand(len(k), components, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).pow(8)
+    r = torch.rand(len(k), components, generator=torch.Generator().manual_seed(seed),
+                   dtype=torch.float64).pow(8)
     for _ in range(rounds):
         r = r / r.sum(1, keepdim=True)
         counts = torch.einsum('nc,ndv->cdv', r, one_hot) + smoothing

@@ -72,7 +72,7 @@ def plot_points(x: Tensor, title: str = '') -> Figure: # x: (N, D), its first tw
     return figure
 
 # %% ../nbs/13_plots.ipynb #6659f7c3
-def plot_rows(rows: dict[str, tuple[Tensor, int | None]] # name -> images (N, C, H, W) or points (N, 2), levels
+def plot_rows(rows: dict[str, tuple[Tensor, int | None]] # name: images (N, C, H, W) or points (N, 2), levels
              ) -> Figure:
     "A row of images, or a scatter plot, for each name."
     height = 0.9 if all(x.ndim > 2 for x, _ in rows.values()) else 2.5
@@ -95,7 +95,8 @@ def plot_schedule(schedule: Schedule,       # any schedule
                   title: str = '') -> Figure:
     "gamma(t) with its range over pixels and examples, and the density of the log signal-to-noise ratio."
     reference = next((p for p in (*schedule.parameters(), *schedule.buffers())), torch.zeros(()))
-    t = torch.linspace(0, 1, 201, dtype=reference.dtype, device=reference.device).reshape(-1, *[1] * event_ndim)
+    t = torch.linspace(0, 1, 201, dtype=reference.dtype,
+                       device=reference.device).reshape(-1, *[1] * event_ndim)
     latents = [None] if w is None else [v.expand(len(t), *w.shape[1:]) for v in w.split(1)]
     pairs = [gamma_and_slope(schedule, t, v) for v in latents]
     gamma, slope = (torch.stack([p[i].flatten(1) for p in pairs], 1).flatten(1).cpu() for i in (0, 1))
@@ -117,9 +118,11 @@ between = (0.2, 0.4, 0.6, 0.8) # times that are neither data nor noise
 def gamma_maps(schedule: Schedule,       # with an event_shape (C, H, W)
                w: Tensor | None = None,  # latents (B, ...)
                times: Sequence[float] = between) -> Tensor: # (B, len(times), H, W)
-    "Deviation of gamma from its mean over the pixels, @eq-ahead, channels averaged. Raises ValueError for a schedule that has no pixels."
+    """Deviation of gamma from its mean over the pixels, @eq-ahead, channels averaged. Raises ValueError
+    for a schedule that has no pixels."""
     shape = getattr(schedule, 'event_shape', ())
-    if len(shape) != 3: raise ValueError(f"the schedule has event shape {shape}: pass one with a value per pixel, (C, H, W)")
+    if len(shape) != 3:
+        raise ValueError(f"the schedule has event shape {shape}: pass one with a value per pixel, (C, H, W)")
     reference, rows = next(schedule.parameters()), 1 if w is None else len(w)
     t = torch.tensor(times, dtype=reference.dtype, device=reference.device)
     gamma = torch.stack([schedule(s.expand(rows, 1, 1, 1), w).expand(rows, *shape).mean(1) for s in t], 1)
@@ -181,7 +184,8 @@ def png(figure: Figure, dpi: int = 100) -> bytes:
     "The figure as a PNG file of at most 256 colours, the same bytes every time."
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format='png', dpi=dpi)
-    colours = Image.open(drawn).convert('RGB').quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    colours = Image.open(drawn).convert('RGB').quantize(256, Image.Quantize.MEDIANCUT,
+                                                        dither=Image.Dither.NONE)
     colours.save(small, 'PNG', optimize=True)
     return small.getvalue()
 
@@ -193,6 +197,7 @@ def as_text(value: Any) -> str:
     "A value as it stands beside a slider: numbers short, all else as it is."
     return f'{value:g}' if isinstance(value, (int, float)) else str(value)
 
+# shows the frame that the slider points at
 stepped_script = '''(() => {
   const root = document.getElementById("ID"), frames = [...root.querySelectorAll("figure")];
   const slider = root.querySelector("input"), output = root.querySelector("output");
@@ -200,16 +205,19 @@ stepped_script = '''(() => {
     const on = i == slider.value;
     frame.style.display = on ? "" : "none";
     frame.querySelector("figcaption").style.display = "none";
-    if (on) { output.textContent = frame.dataset.value; slider.setAttribute("aria-valuetext", frame.dataset.value); }
+    if (!on) return;
+    output.textContent = frame.dataset.value;
+    slider.setAttribute("aria-valuetext", frame.dataset.value);
   });
   slider.parentElement.style.display = "flex";
   slider.addEventListener("input", show);
   show();
-})();''' # shows the frame that the slider points at
+})();'''
 
 # %% ../nbs/13_plots.ipynb #dfbb023a
 class Stepped:
-    "The figures of several values of one slider, drawn beforehand: HTML with a slider, and a picture of some of them."
+    """The figures of several values of one slider, drawn beforehand: HTML with a slider, and a
+    picture of some of them."""
     def __init__(self, draw: Callable[[Any], Figure], # the figure of one value
                  values: Iterable,                    # where the slider stops
                  name: str,                           # what the slider moves
@@ -219,7 +227,8 @@ class Stepped:
                  dpi: int = 100):                     # pixels per inch
         values = list(values)
         if not values: raise ValueError("values=[]: pass at least one value for the slider to stop at")
-        if shown < 1 or columns < 1: raise ValueError(f"shown={shown}, columns={columns}: pass positive numbers")
+        if shown < 1 or columns < 1:
+            raise ValueError(f"shown={shown}, columns={columns}: pass positive numbers")
         self.name, self.alt, self.columns, self.dpi = name, alt, columns, dpi
         self.stops = [as_text(v) for v in values]
         self.labels = [f'{name} = {stop}' for stop in self.stops]
@@ -227,7 +236,8 @@ class Stepped:
         last, count = len(values) - 1, min(shown, len(values))
         self.shown = sorted({round(i * last / max(1, count - 1)) for i in range(count)})
         content = b'\n'.join([alt.encode(), *map(str.encode, self.labels), *self.frames])
-        self.id = f'stepped-{hashlib.sha256(content).hexdigest()[:12]}' # of the content: the same on every run
+        # of the content: the same on every run
+        self.id = f'stepped-{hashlib.sha256(content).hexdigest()[:12]}'
 
     def html(self) -> str:
         "A slider above the figure it points at; without scripts all figures, each with its value."
@@ -235,14 +245,17 @@ class Stepped:
         for stop, label, data in zip(self.stops, self.labels, self.frames):
             height, width, _ = unpng(data).shape
             source = f'data:image/png;base64,{base64.b64encode(data).decode()}'
-            image = (f'<img src="{source}" width="{width}" height="{height}" alt="{said(f"{label}: {self.alt}")}"'
-                     ' style="max-width:100%;height:auto">')
-            frames.append(f'<figure data-value="{said(stop)}" style="margin:0 0 .5em">{image}<figcaption>{said(label)}</figcaption></figure>')
-        control = (f'<div style="display:none;align-items:center;gap:1em;margin:.6em 0"><label for="{slider}">{said(self.name)}</label>'
-                   f'<input type="range" id="{slider}" min="0" max="{len(frames) - 1}" step="1" value="{len(frames) // 2}" autocomplete="off"'
-                   ' style="flex:1 1 9em;min-width:9em;max-width:24em;min-height:2em">'
-                   f'<output for="{slider}" style="min-width:3em"></output></div>')
-        return '\n'.join([f'<div id="{self.id}" class="stepped">', control, *frames, f'<script>{stepped_script.replace("ID", self.id)}</script>', '</div>'])
+            image = (f'<img src="{source}" width="{width}" height="{height}" '
+                     f'alt="{said(f"{label}: {self.alt}")}" style="max-width:100%;height:auto">')
+            frames.append(f'<figure data-value="{said(stop)}" style="margin:0 0 '
+                          f'.5em">{image}<figcaption>{said(label)}</figcaption></figure>')
+        control = ('<div style="display:none;align-items:center;gap:1em;margin:.6em 0"><label '
+                   f'for="{slider}">{said(self.name)}</label><input type="range" id="{slider}" min="0" '
+                   f'max="{len(frames) - 1}" step="1" value="{len(frames) // 2}" autocomplete="off" '
+                   f'style="flex:1 1 9em;min-width:9em;max-width:24em;min-height:2em"><output for="{slider}" '
+                   'style="min-width:3em"></output></div>')
+        return '\n'.join([f'<div id="{self.id}" class="stepped">', control, *frames,
+                          f'<script>{stepped_script.replace("ID", self.id)}</script>', '</div>'])
 
     def picture(self) -> Figure:
         "Some of the figures, pixel by pixel, the value above each."
@@ -256,12 +269,14 @@ class Stepped:
             row, column = divmod(place, columns)
             left, bottom = column * (wide + gap), height - (row + 1) * (high + line)
             figure.figimage(image, left, bottom)
-            figure.text((left + wide / 2) / width, (bottom + high + 4) / height, self.labels[i], ha='center', va='bottom', fontsize=9)
+            figure.text((left + wide / 2) / width, (bottom + high + 4) / height, self.labels[i], ha='center',
+                        va='bottom', fontsize=9)
         return figure
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
         picture = base64.b64encode(png(self.picture(), self.dpi)).decode()
-        return {'text/html': self.html(), 'image/png': picture, 'text/plain': f'Stepped({self.name}: {len(self.frames)} figures)'}
+        return {'text/html': self.html(), 'image/png': picture,
+                'text/plain': f'Stepped({self.name}: {len(self.frames)} figures)'}
 
 # %% ../nbs/13_plots.ipynb #e6d1422c
 def noised(x: Tensor,     # one image (C, H, W) coded to [-1, 1]
@@ -287,7 +302,8 @@ def on_the_way(schedule: Schedule, times: Sequence[float] = quarters # a schedul
               ) -> tuple[list[Tensor], list[str]]: # gammas, titles with alpha and sigma
     "What `show_noised` needs of a schedule."
     gammas = [schedule(torch.full((1, 1, 1), t)) for t in times]
-    return gammas, [f't = {t:g}\nα {alpha(g).mean():.2f}\nσ {sigma(g).mean():.2f}' for t, g in zip(times, gammas)]
+    return (gammas,
+            [f't = {t:g}\nα {alpha(g).mean():.2f}\nσ {sigma(g).mean():.2f}' for t, g in zip(times, gammas)])
 
 def plot_noising(x: Tensor,         # one image (C, H, W) coded to [-1, 1]
                  schedule: Schedule, # any schedule without a latent
@@ -302,7 +318,8 @@ def plot_ends(x: Tensor,        # one image (C, H, W) coded to [-1, 1]
               gamma_min: float, # at t = 0
               gamma_max: float, # at t = 1
               seed: int = 0) -> Figure:
-    "What the ends of a linear schedule mean: an image at five times; gamma, alpha² and sigma² against time; the density of the log SNR."
+    """What the ends of a linear schedule mean: an image at five times; gamma, alpha² and sigma² against
+    time; the density of the log SNR."""
     schedule, t = Linear(gamma_min, gamma_max), torch.linspace(0, 1, 101)
     gamma, density = schedule(t), 1 / (gamma_max - gamma_min)
     figure = Figure((5.2, 5.4), layout='constrained')
@@ -318,8 +335,8 @@ def plot_ends(x: Tensor,        # one image (C, H, W) coded to [-1, 1]
     ax = bottom.subplots()
     ax.fill_between([-gamma_max, -gamma_min], density, alpha=0.3)
     ax.plot([-gamma_max] * 2 + [-gamma_min] * 2, [0, density, density, 0])
-    ax.set(xlabel=r'log SNR $\lambda = -\gamma$: noise on the left, data on the right', ylabel=r'density $p(\lambda)$',
-           xlim=(-16, 21), ylim=(0, max(0.25, 1.1 * density)))
+    ax.set(xlabel=r'log SNR $\lambda = -\gamma$: noise on the left, data on the right',
+               ylabel=r'density $p(\lambda)$', xlim=(-16, 21), ylim=(0, max(0.25, 1.1 * density)))
     return figure
 
 def explore_schedule(x: Tensor,              # one image (C, H, W) coded to [-1, 1]
@@ -336,7 +353,8 @@ def plot_weighting(x: Tensor,            # one image (C, H, W) coded to [-1, 1]
                    weighting: Weighting, # w(logsnr)
                    low: float = -5., high: float = 8., # ends of the log SNR
                    title: str = '', seed: int = 0) -> Figure:
-    "A weighting between two ends, its largest value one, and an image at seven of the levels with the weights above."
+    """A weighting between two ends, its largest value one, and an image at seven of the
+    levels with the weights above."""
     logsnr = torch.linspace(high, low, 301, dtype=torch.float64)
     w = weighting(logsnr)
     w, stops = w / w.max(), range(0, 301, 50)
@@ -347,7 +365,8 @@ def plot_weighting(x: Tensor,            # one image (C, H, W) coded to [-1, 1]
     ax = figure.add_subplot(grid[1, :])
     ax.plot(logsnr, w)
     ax.plot(logsnr[stops], w[stops], 'o', ms=4)
-    ax.set(xlim=(high, low), ylim=(-0.03, 1.06), xlabel=r'log SNR $\lambda$: data on the left, noise on the right', ylabel='weight', title=title)
+    ax.set(xlim=(high, low), ylim=(-0.03, 1.06),
+           xlabel=r'log SNR $\lambda$: data on the left, noise on the right', ylabel='weight', title=title)
     return figure
 
 def explore_weighting(x: Tensor, # one image (C, H, W) coded to [-1, 1]
@@ -355,7 +374,8 @@ def explore_weighting(x: Tensor, # one image (C, H, W) coded to [-1, 1]
                       low: float = -5., high: float = 8.):
     "Widget: a menu of weightings and a slider for their shift above `plot_weighting`."
     from ipywidgets import Dropdown, FloatSlider
-    def draw(name, shift): return plot_weighting(x, shifted(weightings[name], shift), low, high, f'{name}, shift {shift:g}')
+    def draw(name, shift):
+        return plot_weighting(x, shifted(weightings[name], shift), low, high, f'{name}, shift {shift:g}')
     return explore(draw, name=Dropdown(options=list(weightings), value=name, description='weight'),
                    shift=FloatSlider(0., min=-4, max=4, step=0.5, description='shift'))
 
@@ -379,14 +399,18 @@ def plot_image_schedule(maps: Tensor,      # of `gamma_maps`, (n, times, H, W)
 @torch.no_grad()
 def explore_pixel_schedule(model: Diffusion, # with a schedule per pixel
                            x: Tensor):       # integer images (n, C, H, W)
-    "Widget: a slider over images above `plot_image_schedule`. Raises ValueError for a schedule that has no pixels."
+    """Widget: a slider over images above `plot_image_schedule`. Raises ValueError for a
+    schedule that has no pixels."""
     from ipywidgets import IntSlider
     if len(getattr(model.schedule, 'event_shape', ())) != 3:
-        raise ValueError(f"schedule {type(model.schedule).__name__} is the same for all pixels: pass a model of mulan")
-    w, _ = model.latent(model.codec.encode(x, model.reference.dtype), torch.Generator(x.device).manual_seed(0))
+        raise ValueError(f"schedule {type(model.schedule).__name__} is the same for all pixels: "
+                         "pass a model of mulan")
+    w, _ = model.latent(model.codec.encode(x, model.reference.dtype),
+                        torch.Generator(x.device).manual_seed(0))
     maps = gamma_maps(model.schedule, w)
     maps = maps.expand(len(x), *maps.shape[1:])
-    return explore(lambda image: plot_image_schedule(maps, x, image), image=IntSlider(0, min=0, max=len(x) - 1, continuous_update=False))
+    return explore(lambda image: plot_image_schedule(maps, x, image),
+                   image=IntSlider(0, min=0, max=len(x) - 1, continuous_update=False))
 
 # %% ../nbs/13_plots.ipynb #53533d7f
 Rows = dict[str, tuple[Tensor, int | None]] # name -> images, levels: what `plot_rows` draws
@@ -394,16 +418,19 @@ Rows = dict[str, tuple[Tensor, int | None]] # name -> images, levels: what `plot
 def reconstructions(model: Diffusion, x: Tensor, # integer images (n, C, H, W)
                     draws: int = 2,              # rows of other noise
                     steps: int = 100, seed: int = 0) -> Rows:
-    "Images, decoded from their w with other noise, and with their own. Raises ValueError for a model without a latent."
+    """Images, decoded from their w with other noise, and with their own. Raises ValueError for
+    a model without a latent."""
     (w, _), generator = model.encode(x), torch.Generator(model.reference.device).manual_seed(seed)
     rows = {'images': x}
-    for i in range(draws): rows[f'decoded from w, noise {i + 1}'] = model.decode(w, steps, generator=generator)
+    for i in range(draws):
+        rows[f'decoded from w, noise {i + 1}'] = model.decode(w, steps, generator=generator)
     rows['decoded from w and their own noise'] = model.decode(w, steps, z_1=model.invert(x, steps, w))
     return {name: (images.cpu(), model.codec.vocab) for name, images in rows.items()}
 
 def crossings(model: Diffusion, a: Tensor, b: Tensor, # integer images (n, C, H, W), from each to each
               points: int = 9, steps: int = 100) -> Rows:
-    "For each pair the way from a to b: w along a line, z_1 on a circle. Raises ValueError for a model without a latent."
+    """For each pair the way from a to b: w along a line, z_1 on a circle. Raises ValueError for
+    a model without a latent."""
     (w_a, z_a), (w_b, z_b) = ((model.encode(x)[0], model.invert(x, steps)) for x in (a, b))
     rows = {}
     for i in range(len(a)):
@@ -416,7 +443,8 @@ def traversals(model: Diffusion, axes: Axes,   # of w
                reach: float = 2.5,             # standard deviations to either side
                points: int = 9, steps: int = 50, seed: int = 0) -> Rows:
     "One direction of w at a time through the mean, the noise held fixed."
-    z_1 = torch.randn(1, *model.event_shape, generator=torch.Generator().manual_seed(seed)).to(model.reference)
+    z_1 = torch.randn(1, *model.event_shape,
+                      generator=torch.Generator().manual_seed(seed)).to(model.reference)
     z_1, rows = z_1.expand(points, *model.event_shape), {}
     for i in range(min(directions, len(axes.spread))):
         c = torch.zeros(points, len(axes.spread)).to(axes.center)
@@ -439,14 +467,18 @@ def neighbours(data: Data, train: Tensor, test: Tensor, # features of its images
                images: int = 5, k: int = 8) -> Rows: # rows, neighbours in each
     "The first test images, each followed by its nearest training images. Raises ValueError for k above N."
     found = nearest(train, test[:images], k)
-    return {f'image {i + 1} and its nearest': (torch.cat([data.test.x[i:i + 1], data.train.x[f]]), data.vocab) for i, f in enumerate(found)}
+    return {f'image {i + 1} and its nearest': (torch.cat([data.test.x[i:i + 1], data.train.x[f]]), data.vocab)
+            for i, f in enumerate(found)}
 
 def latent_figures(model: Diffusion, data: Data, # with a Gaussian latent, images
                    n: int = 9,                   # images across
-                   steps: int = 100) -> dict[str, Figure]: # by name: reconstruction, crossing, traversal, neighbours
-    "The four pictures, of the first test images. Raises ValueError for another latent or data that are not images."
+                   steps: int = 100
+                  ) -> dict[str, Figure]: # by name: reconstruction, crossing, traversal, neighbours
+    """The four pictures, of the first test images. Raises ValueError for another latent or
+    data that are not images."""
     if not isinstance(model.latent, Gaussian) or len(data.event_shape) != 3:
-        raise ValueError(f"latent {type(model.latent).__name__} of events {data.event_shape}: these pictures need a Gaussian latent of images, such as the preset repvdm-digits")
+        raise ValueError(f"latent {type(model.latent).__name__} of events {data.event_shape}: "
+                         "these pictures need a Gaussian latent of images, such as the preset repvdm-digits")
     device = model.reference.device
     x = data.test.x[:max(n, 8)].to(device)
     train, test = (side.x for side in describe(data, lambda x: model.encode(x.to(device))[0]))
@@ -462,7 +494,8 @@ def decoded(model: Diffusion, axes: Axes, # of w
             n: int = 1,                   # images, each with other noise
             steps: int = 20, seed: int = 0) -> Tensor: # integer images (n, C, H, W)
     "Images of one point in the space of w; the noise depends on the seed alone."
-    z_1 = torch.randn(n, *model.event_shape, generator=torch.Generator().manual_seed(seed)).to(model.reference)
+    z_1 = torch.randn(n, *model.event_shape,
+                      generator=torch.Generator().manual_seed(seed)).to(model.reference)
     at = torch.zeros(n, len(axes.spread)).to(axes.center)
     at[:, :len(c)] = torch.tensor(c).to(at)
     return model.decode(axes.at(at).to(model.reference), steps, z_1=z_1).cpu()
@@ -471,8 +504,12 @@ def explore_latent(model: Diffusion,    # with a Gaussian latent of images
                    axes: Axes,          # of w
                    directions: int = 4, # sliders
                    steps: int = 20, seed: int = 0, n: int = 1): # images, each with other noise
-    "Widget: sliders along the principal directions of w, in standard deviations, above the images decoded there."
+    """Widget: sliders along the principal directions of w, in standard deviations, above
+    the images decoded there."""
     from ipywidgets import FloatSlider
-    def draw(**c): return plot_images(decoded(model, axes, list(c.values()), n, steps, seed), model.codec.vocab, min(n, 8), scale=2. if n == 1 else 0.6)
+    def draw(**c):
+        return plot_images(decoded(model, axes, list(c.values()), n, steps, seed), model.codec.vocab,
+                           min(n, 8), scale=2. if n == 1 else 0.6)
     names = [f'direction {i + 1}' for i in range(min(directions, len(axes.spread)))]
-    return explore(draw, **{name: FloatSlider(0., min=-3., max=3., step=0.25, continuous_update=False) for name in names})
+    return explore(draw, **{name: FloatSlider(0., min=-3., max=3., step=0.25, continuous_update=False)
+                            for name in names})

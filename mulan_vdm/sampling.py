@@ -21,8 +21,10 @@ from .noise import alpha, posterior, sigma, transition
 from .diffusion import Diffusion, processes, share_out
 
 Denoise = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]     # z_t, gamma_t -> x_hat, eps_hat
-Step = Callable[[Denoise, Tensor, Tensor, Tensor, Tensor], Tensor]  # denoise, z_t, gamma_t, gamma_s, noise -> z_s
-Grid = Callable[[Callable[[float], Tensor], float], Tensor]     # gamma of a time, share of the way left from 1 to 0 -> gamma
+# denoise, z_t, gamma_t, gamma_s, noise -> z_s
+Step = Callable[[Denoise, Tensor, Tensor, Tensor, Tensor], Tensor]
+# gamma of a time, share of the way left from 1 to 0 -> gamma
+Grid = Callable[[Callable[[float], Tensor], float], Tensor]
 
 # %% ../nbs/06_sampling.ipynb #f0658d76
 def ddpm_step(denoise: Denoise, # z_t, gamma_t -> x_hat, eps_hat
@@ -37,7 +39,8 @@ def ddpm_step(denoise: Denoise, # z_t, gamma_t -> x_hat, eps_hat
     return mean + std * noise
 
 # %% ../nbs/06_sampling.ipynb #7fd65f0b
-def ddpm_large_step(denoise: Denoise, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor, noise: Tensor) -> Tensor: # z_s, like z_t
+def ddpm_large_step(denoise: Denoise, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor,
+                    noise: Tensor) -> Tensor: # z_s, like z_t
     "Ancestral step with the variance of q(z_t | z_s), exact for standard normal data; Ho et al. 2020."
     x_hat, _ = denoise(z_t, gamma_t)
     return posterior(z_t, x_hat, gamma_s, gamma_t)[0] + transition(gamma_s, gamma_t)[1] * noise
@@ -46,14 +49,17 @@ def ddpm_large_step(denoise: Denoise, z_t: Tensor, gamma_t: Tensor, gamma_s: Ten
 def ddim_step(denoise: Denoise, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor, noise: Tensor,
               eta: float = 0. # share of fresh noise: 0 for none, 1 for the ancestral step
              ) -> Tensor:     # z_s, like z_t
-    "First-order step along the probability flow, with eta times the ancestral noise; Song et al. 2021, eq. (eta) of this notebook."
+    """First-order step along the probability flow, with eta times the ancestral noise; Song et al. 2021,
+    eq. (eta) of this notebook."""
     x_hat, eps_hat = denoise(z_t, gamma_t)
     fresh = -eta**2 * torch.expm1(gamma_s - gamma_t)
     return alpha(gamma_s) * x_hat + sigma(gamma_s) * ((1 - fresh).sqrt() * eps_hat + fresh.sqrt() * noise)
 
 # %% ../nbs/06_sampling.ipynb #387b5015
-def heun_step(denoise: Denoise, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor, noise: Tensor) -> Tensor: # z_s, like z_t
-    "Second-order step along the probability flow, two calls of the denoiser; Karras et al. 2022, algorithm 1."
+def heun_step(denoise: Denoise, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor,
+              noise: Tensor) -> Tensor: # z_s, like z_t
+    """Second-order step along the probability flow, two calls of the denoiser; Karras
+    et al. 2022, algorithm 1."""
     x_hat, eps_hat = denoise(z_t, gamma_t)
     z_s = alpha(gamma_s) * x_hat + sigma(gamma_s) * eps_hat
     _, ahead = denoise(z_s, gamma_s)
@@ -61,18 +67,24 @@ def heun_step(denoise: Denoise, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor, n
 
 # %% ../nbs/06_sampling.ipynb #3b16ae5b
 class Maker(NamedTuple):
-    "Gives every trajectory a step of its own: one that must know how many steps there are, or that remembers."
+    """Gives every trajectory a step of its own: one that must know how many steps
+    there are, or that remembers."""
     start: Callable[[int], Step] # number of steps -> step
 
 def one_level(gamma: Tensor, what: str) -> None: # noise level (B, ...), who asks
     "Raises ValueError unless there is one noise level per example."
-    if gamma[0].numel() > 1: raise ValueError(f"{what} needs one noise level per example, the schedule has one per pixel and {what} would leave its curve, where the network is untrained: use grid='time' and step ddpm, ddim, heun or dpmpp_2m")
+    if gamma[0].numel() > 1:
+        raise ValueError(f"{what} needs one noise level per example, the schedule has one per "
+                         f"pixel and {what} would leave its curve, where the network is untrained: "
+                         "use grid='time' and step ddpm, ddim, heun or dpmpp_2m")
 
 def churn_step(denoise: Denoise, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor, noise: Tensor,
-               c: float, low: float, high: float, # relative lift of the noise level, where e^(gamma / 2) is in [low, high]
-               scale: float                       # of the fresh noise
-              ) -> Tensor:                        # z_s, like z_t
-    "Heun step from a level lifted by fresh noise; Karras et al. 2022, algorithm 2. Raises ValueError for a noise level per pixel."
+               c: float, low: float,
+               high: float, # relative lift of the noise level, where e^(gamma / 2) is in [low, high]
+               scale: float # of the fresh noise
+              ) -> Tensor:  # z_s, like z_t
+    """Heun step from a level lifted by fresh noise; Karras et al. 2022, algorithm 2. Raises ValueError for
+    a noise level per pixel."""
     one_level(gamma_t, 'churn')
     level = torch.exp(gamma_t / 2); c = c * ((low <= level) & (level <= high)).to(level)
     lifted = gamma_t + 2 * torch.log1p(c)
@@ -85,21 +97,25 @@ def churned_heun(S_churn: float = 40.,     # how much noise in all
                  S_tmax: float = 50.,      # highest e^(gamma / 2) with fresh noise
                  S_noise: float = 1.003    # scale of the fresh noise
                 ) -> Maker:
-    "Heun's step with fresh noise, at Karras et al. 2022's values for ImageNet-64. Raises ValueError for negative or unordered values."
+    """Heun's step with fresh noise, at Karras et al. 2022's values for ImageNet-64. Raises ValueError for
+    negative or unordered values."""
     if not (0 <= S_churn < math.inf and 0 <= S_tmin <= S_tmax and 0 < S_noise < math.inf):
-        raise ValueError(f"S_churn={S_churn}, S_tmin={S_tmin}, S_tmax={S_tmax}, S_noise={S_noise}: pass S_churn >= 0, 0 <= S_tmin <= S_tmax and S_noise > 0")
-    return Maker(lambda steps: partial(churn_step, c=min(S_churn / steps, math.sqrt(2) - 1), low=S_tmin, high=S_tmax, scale=S_noise))
+        raise ValueError(f"S_churn={S_churn}, S_tmin={S_tmin}, S_tmax={S_tmax}, S_noise={S_noise}: "
+                         "pass S_churn >= 0, 0 <= S_tmin <= S_tmax and S_noise > 0")
+    return Maker(lambda steps: partial(churn_step, c=min(S_churn / steps, math.sqrt(2) - 1), low=S_tmin,
+                                       high=S_tmax, scale=S_noise))
 
 # %% ../nbs/06_sampling.ipynb #c2398f86
 @Maker
 def dpmpp_2m(steps: int # taken by the trajectory; not needed
             ) -> Step:
-    "Second-order step along the probability flow that remembers its last x_hat; Lu et al. 2022 (DPM-Solver++ 2M), eq. (2m) of this notebook."
+    """Second-order step along the probability flow that remembers its last x_hat; Lu et al. 2022
+    (DPM-Solver++ 2M), eq. (2m) of this notebook."""
     past = None
     def step(denoise: Denoise, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor, noise: Tensor) -> Tensor:
         nonlocal past
         x_hat, _ = denoise(z_t, gamma_t)
-        line, h = x_hat, gamma_t - gamma_s                                           # h twice that of the text
+        line, h = x_hat, gamma_t - gamma_s  # h twice that of the text
         if past is not None:
             before = past[1] - gamma_t
             line = x_hat + torch.where(before > 0, h / (2 * before), 0.) * (x_hat - past[0])
@@ -112,9 +128,12 @@ def ode_step(denoise: Denoise, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor, no
              tolerance: float = 1e-5, # error per inner step, relative and absolute
              max_steps: int = 1000    # inner steps per example
             ) -> Tensor:              # z_s, like z_t
-    "The probability flow from gamma_t to gamma_s by Tsitouras' 5(4) pair, each example's error controlled by itself. Raises ValueError for a noise level per pixel, FloatingPointError if it does not arrive."
+    """The probability flow from gamma_t to gamma_s by Tsitouras' 5(4) pair, each example's
+    error controlled by itself. Raises ValueError for a noise level per pixel,
+    FloatingPointError if it does not arrive."""
     one_level(gamma_t, 'ode')
-    if not 0 < tolerance < math.inf: raise ValueError(f"tolerance={tolerance}: pass a positive error per step, such as 1e-5")
+    if not 0 < tolerance < math.inf:
+        raise ValueError(f"tolerance={tolerance}: pass a positive error per step, such as 1e-5")
     start, span = gamma_t.double(), (gamma_s - gamma_t).double()
     def velocity(u: Tensor, state: Tensor) -> Tensor: # u (B,) from 0 to 1
         gamma, z = (start + u.reshape(start.shape) * span).to(gamma_t), state.reshape(z_t.shape).to(z_t)
@@ -124,11 +143,15 @@ def ode_step(denoise: Denoise, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor, no
     problem = InitialValueProblem(state, torch.zeros_like(state[:, 0]), torch.ones_like(state[:, 0]), None)
     solution = AutoDiffAdjoint(Tsit5(), control, max_steps=max_steps).solve(problem, term)
     failed = int((solution.status != 0).sum())
-    if failed: raise FloatingPointError(f"{failed} of {len(z_t)} trajectories failed at tolerance={tolerance:g}, max_steps={max_steps}: raise either, or look in the network for values that are not finite")
+    if failed:
+        raise FloatingPointError(f"{failed} of {len(z_t)} trajectories failed at tolerance={tolerance:g}, "
+                                 f"max_steps={max_steps}: raise either, "
+                                 "or look in the network for values that are not finite")
     return solution.ys[:, 0].reshape(z_t.shape).to(z_t)
 
 # %% ../nbs/06_sampling.ipynb #4aece0e8
-samplers = dict(ddpm=ddpm_step, ddpm_large=ddpm_large_step, ddim=ddim_step, heun=heun_step, dpmpp_2m=dpmpp_2m, ode=ode_step)
+samplers = dict(ddpm=ddpm_step, ddpm_large=ddpm_large_step, ddim=ddim_step, heun=heun_step,
+                dpmpp_2m=dpmpp_2m, ode=ode_step)
 
 # %% ../nbs/06_sampling.ipynb #1e4cdd1e
 Level = Callable[[float], Tensor] # time -> gamma (n, ...)
@@ -143,7 +166,8 @@ def logsnr_grid(level: Level, u: float) -> Tensor: # gamma (n, 1, ...)
     return torch.lerp(level(0.), level(1.), u)
 
 def rho_grid(level: Level, u: float, rho: float = 7.) -> Tensor: # gamma (n, 1, ...)
-    "Uniform in e^(gamma / 2 rho) between the schedule's ends; Karras et al. 2022 eq. 5, VDM++ Table 4. Raises ValueError for a schedule per pixel or rho <= 0."
+    """Uniform in e^(gamma / 2 rho) between the schedule's ends; Karras et al. 2022 eq. 5, VDM++ Table 4.
+    Raises ValueError for a schedule per pixel or rho <= 0."""
     one_level(level(0.), "grid='rho'")
     if not 0 < rho < math.inf: raise ValueError(f"rho={rho}: pass a positive number, such as 7")
     return 2 * rho * torch.lerp(torch.exp(level(0.) / (2 * rho)), torch.exp(level(1.) / (2 * rho)), u).log()
@@ -152,22 +176,32 @@ grids = dict(time=time_grid, logsnr=logsnr_grid, rho=rho_grid)
 
 # %% ../nbs/06_sampling.ipynb #f3d58e57
 def levels(model: Diffusion, n: int, steps: int, # samples, steps
-           grid: Grid | Tensor | list[float],    # or steps + 1 levels, each a number or broadcastable to (n, *event)
+           # or steps + 1 levels, each a number or broadcastable to (n, *event)
+           grid: Grid | Tensor | list[float],
            w: Tensor | None                      # latents (n, ...)
           ) -> Callable[[int], Tensor]:          # number of steps taken -> gamma (n, ...)
-    "The noise levels of a grid, one at a time. Raises ValueError if they are not finite and falling, or of another number than steps + 1."
+    """The noise levels of a grid, one at a time. Raises ValueError if they are not finite and falling, or
+    of another number than steps + 1."""
     options = dict(dtype=model.reference.dtype, device=model.reference.device)
-    if callable(grid): at = lambda i: grid(lambda t: model.gamma(torch.full((n,), t, **options), w), 1 - i / steps)
+    if callable(grid):
+        at = lambda i: grid(lambda t: model.gamma(torch.full((n,), t, **options), w), 1 - i / steps)
     else:
         given = torch.as_tensor(grid, **options)
-        if given.ndim < 1 or len(given) != steps + 1: raise ValueError(f"grid has shape {tuple(given.shape)} for steps={steps}: pass steps + 1 = {steps + 1} noise levels, the first one included")
-        at = lambda i: given[i].expand(n, *given.shape[2:]) if given.ndim > 1 else model.unsqueeze(given[i].expand(n))
-    before = None                                            # a flat stretch may rise by rounding: `trajectory` levels it
+        if given.ndim < 1 or len(given) != steps + 1:
+            raise ValueError(f"grid has shape {tuple(given.shape)} for steps={steps}: "
+                             f"pass steps + 1 = {steps + 1} noise levels, the first one included")
+        at = lambda i: (given[i].expand(n, *given.shape[2:]) if given.ndim > 1
+                        else model.unsqueeze(given[i].expand(n)))
+    before = None  # a flat stretch may rise by rounding: `trajectory` levels it
     for i in range(steps + 1):
         gamma = at(i); low, high = gamma.min().item(), gamma.max().item()
-        if not math.isfinite(low + high): raise ValueError(f"grid: noise level {i} of {steps} is in {low:g}..{high:g}: pass finite levels; clean=True ends without noise")
+        if not math.isfinite(low + high):
+            raise ValueError(f"grid: noise level {i} of {steps} is in {low:g}..{high:g}: pass finite levels; "
+                             "clean=True ends without noise")
         slack = 1024 * torch.finfo(gamma.dtype).eps * (1 + max(-low, high)) if callable(grid) else 0.
-        if i and ((gamma > before + slack).any() or not (gamma < before).any()): raise ValueError(f"grid: noise level {i} of {steps}, in {low:g}..{high:g}, is not below the one before: pass falling gamma, from noise to data")
+        if i and ((gamma > before + slack).any() or not (gamma < before).any()):
+            raise ValueError(f"grid: noise level {i} of {steps}, in {low:g}..{high:g}, "
+                             "is not below the one before: pass falling gamma, from noise to data")
         before = gamma
     return at
 
@@ -176,10 +210,12 @@ def guided(model: Diffusion, z: Tensor, gamma: Tensor, w: Tensor | None, y: Tens
            guidance: float = 1.,       # 0 ignores the labels, 1 is the conditional model, more exaggerates
            clip: float | None = None   # bound on the absolute value of x_hat
           ) -> tuple[Tensor, Tensor]:  # x_hat, eps_hat
-    "Estimates of data and noise, guided by labels and clipped; Ho and Salimans 2022. One call of the network without labels and for guidance 0 or 1, else two."
+    """Estimates of data and noise, guided by labels and clipped; Ho and Salimans 2022. One call of the
+    network without labels and for guidance 0 or 1, else two."""
     pair = model.denoise_at(z, gamma, w, y if guidance != 0 else None)
     if y is not None and guidance not in (0, 1):
-        pair = tuple(free + guidance * (told - free) for told, free in zip(pair, model.denoise_at(z, gamma, w, None)))
+        pair = tuple(free + guidance * (told - free)
+                     for told, free in zip(pair, model.denoise_at(z, gamma, w, None)))
     if clip is None: return pair
     x_hat = pair[0].clamp(-clip, clip)
     return x_hat, (z - alpha(gamma) * x_hat) / sigma(gamma)
@@ -188,7 +224,8 @@ def indices(n: int, batch_size: int | None, device: torch.device | str) -> tuple
     "n examples in chunks of batch_size at most, a chunk at least for every process."
     return torch.arange(n, device=device).split(min(batch_size or n, math.ceil(n / processes()[1])))
 
-def chunked(model: Diffusion, w: Tensor | None, y: Tensor | None, chunks: tuple[Tensor, ...], # indices of each chunk
+def chunked(model: Diffusion, w: Tensor | None,
+            y: Tensor | None, chunks: tuple[Tensor, ...], # indices of each chunk
             **kwargs    # of `guided`: guidance, clip
            ) -> Denoise:
     "The model's denoiser over a batch, evaluated chunk by chunk."
@@ -205,19 +242,32 @@ class Stage(NamedTuple):
     gamma: Tensor # noise level, broadcastable to z; -inf after the step of `clean`
     z: Tensor     # noisy data (n, *event)
 
-def check_request(model: Diffusion, n: int, steps: int, batch_size: int | None, w: Tensor | None, y: Tensor | None, z_1: Tensor | None, guidance: float, clip: float | None) -> None:
+def check_request(model: Diffusion, n: int, steps: int, batch_size: int | None, w: Tensor | None,
+                  y: Tensor | None, z_1: Tensor | None, guidance: float, clip: float | None) -> None:
     "Raises ValueError for sampling options that make no sense, and names the remedy."
-    if min(n, steps, 1 if batch_size is None else batch_size) < 1: raise ValueError(f"n={n}, steps={steps}, batch_size={batch_size}: each must be at least 1")
-    if w is not None and w.shape != (n, model.latent.size): raise ValueError(f"w has shape {tuple(w.shape)} for n={n} samples of a model " + (f"with a latent of width {model.latent.size}: pass w of shape ({n}, {model.latent.size})" if model.latent.size else "without a latent: leave w out"))
-    if z_1 is not None and z_1.shape != (n, *model.event_shape): raise ValueError(f"z_1 has shape {tuple(z_1.shape)} for n={n} samples: pass noise of shape {(n, *model.event_shape)}")
-    if y is not None and (y.shape != (n,) or y.is_floating_point()): raise ValueError(f"y has shape {tuple(y.shape)} and dtype {y.dtype}: pass {n} integer labels, ({n},)")
-    if not math.isfinite(guidance): raise ValueError(f"guidance={guidance}: pass a finite number, 1 for the plain conditional model")
-    if y is None and guidance != 1: raise ValueError(f"guidance={guidance} without labels: pass y, or leave guidance at 1")
-    if clip is not None and not 0 < clip < math.inf: raise ValueError(f"clip={clip}: pass a positive bound on x_hat, 1 for images, or None")
+    if min(n, steps, 1 if batch_size is None else batch_size) < 1:
+        raise ValueError(f"n={n}, steps={steps}, batch_size={batch_size}: each must be at least 1")
+    if w is not None and w.shape != (n, model.latent.size):
+        raise ValueError(f"w has shape {tuple(w.shape)} for n={n} samples of a model "
+                         + (f"with a latent of width {model.latent.size}: "
+                            f"pass w of shape ({n}, {model.latent.size})"
+                            if model.latent.size else "without a latent: leave w out"))
+    if z_1 is not None and z_1.shape != (n, *model.event_shape):
+        raise ValueError(f"z_1 has shape {tuple(z_1.shape)} for n={n} samples: "
+                         f"pass noise of shape {(n, *model.event_shape)}")
+    if y is not None and (y.shape != (n,) or y.is_floating_point()):
+        raise ValueError(f"y has shape {tuple(y.shape)} and dtype {y.dtype}: pass {n} integer labels, ({n},)")
+    if not math.isfinite(guidance):
+        raise ValueError(f"guidance={guidance}: pass a finite number, 1 for the plain conditional model")
+    if y is None and guidance != 1:
+        raise ValueError(f"guidance={guidance} without labels: pass y, or leave guidance at 1")
+    if clip is not None and not 0 < clip < math.inf:
+        raise ValueError(f"clip={clip}: pass a positive bound on x_hat, 1 for images, or None")
 
 def named(kind: str, value, table: dict): # what is chosen, a name or the thing itself, things by name
     "The thing itself; raises ValueError for an unknown name."
-    if isinstance(value, str) and value not in table: raise ValueError(f"{kind}={value!r}: choose one of {', '.join(table)}")
+    if isinstance(value, str) and value not in table:
+        raise ValueError(f"{kind}={value!r}: choose one of {', '.join(table)}")
     return table[value] if isinstance(value, str) else value
 
 # %% ../nbs/06_sampling.ipynb #a91c2b63
@@ -228,7 +278,8 @@ def trajectory(model: Diffusion,
                step: Step | Maker | str = ddpm_step, # one reverse step, its maker, or a name in `samplers`
                grid: Grid | Tensor | list[float] | str = time_grid, # noise levels, or a name in `grids`
                w: Tensor | None = None,  # latents (n, size); drawn from their prior by default
-               z_1: Tensor | None = None, # where to start (n, *event); drawn from a standard normal by default
+               # where to start (n, *event); drawn from a standard normal by default
+               z_1: Tensor | None = None,
                y: Tensor | None = None,  # class labels (n,)
                guidance: float = 1.,     # weight of the labels; 1 is the conditional model
                clip: float | None = None, # bound on the absolute value of x_hat; 1 for images
@@ -236,7 +287,8 @@ def trajectory(model: Diffusion,
                generator: torch.Generator | None = None, # of all noise
                batch_size: int | None = None # examples per call of the network; all by default
               ) -> Iterator[Stage]:      # from t = 1 to t = 0
-    "Yields a stage before the first and after every step. Raises ValueError for options that make no sense and grids that do not fall."
+    """Yields a stage before the first and after every step. Raises ValueError for options that make no
+    sense and grids that do not fall."""
     check_request(model, n, steps, batch_size, w, y, z_1, guidance, clip)
     step, grid = named('step', step, samplers), named('grid', grid, grids)
     options = dict(dtype=model.reference.dtype, device=model.reference.device)
@@ -244,25 +296,30 @@ def trajectory(model: Diffusion,
     level = levels(model, n, steps, grid, w); gamma_t = level(0)
     denoise = chunked(model, w, y, indices(n, batch_size, options['device']), guidance=guidance, clip=clip)
     if isinstance(step, Maker): step = step.start(steps + clean)
-    z = torch.randn(n, *model.event_shape, generator=generator, **options) if z_1 is None else z_1.to(**options)
+    z = (torch.randn(n, *model.event_shape, generator=generator, **options) if z_1 is None
+         else z_1.to(**options))
     yield Stage(1., gamma_t, z)
     for i in range(1, steps + 1):
-        gamma_s, noise = torch.minimum(level(i), gamma_t), torch.randn(z.shape, generator=generator, **options)
+        gamma_s, noise = (torch.minimum(level(i), gamma_t),
+                          torch.randn(z.shape, generator=generator, **options))
         z, gamma_t = step(denoise, z, gamma_t, gamma_s, noise), gamma_s
         yield Stage(1 - i / steps, gamma_t, z)
     if clean: yield Stage(0., torch.full_like(gamma_t, -math.inf), denoise(z, gamma_t)[0])
 
 # %% ../nbs/06_sampling.ipynb #739f187d
 def sample(model: Diffusion,
-           n: int,                   # how many samples
-           steps: int,               # how many steps
-           progress: bool = False,   # show a progress bar?
-           **kwargs                  # of `trajectory`: step, grid, w, z_1, y, guidance, clip, clean, generator, batch_size
-          ) -> Tensor:               # (n, *event), integer pixels or real data
-    "The last stage of `trajectory`, decoded; the model is in evaluation mode meanwhile. Raises what `trajectory` raises."
+           n: int,     # how many samples
+           steps: int, # how many steps
+           progress: bool = False, # show a progress bar?
+           **kwargs    # of `trajectory`: step, grid, w, z_1, y, guidance, clip, clean, generator, batch_size
+          ) -> Tensor: # (n, *event), integer pixels or real data
+    """The last stage of `trajectory`, decoded; the model is in evaluation mode meanwhile. Raises
+    what `trajectory` raises."""
     training = model.training; model.eval()
     try:
-        for stage in tqdm(trajectory(model, n, steps, **kwargs), 'sampling', steps + 1 + kwargs.get('clean', False), disable=not progress or processes()[0] > 0): pass
+        for stage in tqdm(trajectory(model, n, steps, **kwargs), 'sampling',
+                          steps + 1 + kwargs.get('clean', False), disable=not progress or processes()[0] > 0):
+            pass
     finally: model.train(training)
     return model.codec.decode(stage.z, stage.gamma)
 
@@ -271,7 +328,8 @@ def sample(model: Diffusion,
 @torch.no_grad()
 def encode(self: Diffusion, x: Tensor # integer pixels (B, *event); real data with RealCodec
           ) -> tuple[Tensor, Tensor]: # mean and standard deviation of w given x, (B, size)
-    "What the encoder says of images. Raises ValueError for images of another shape, pixels outside the vocabulary, and models without a latent."
+    """What the encoder says of images. Raises ValueError for images of another shape, pixels outside the
+    vocabulary, and models without a latent."""
     self.check(x)
     return self.latent.moments(self.codec.encode(x, self.reference.dtype))
 
@@ -295,17 +353,23 @@ def invert(self: Diffusion, x: Tensor, # integer pixels (n, *event); real data w
            w: Tensor | None = None,    # latents (n, size); the mean of q(w|x) by default
            y: Tensor | None = None,    # class labels (n,)
            step: str = 'ddim',         # ddim, heun or ode
-           grid: Grid | Tensor | list[float] | str = time_grid, # noise levels, from high to low, or a name in `grids`
+           # noise levels, from high to low, or a name in `grids`
+           grid: Grid | Tensor | list[float] | str = time_grid,
            batch_size: int | None = None # examples per call of the network; all by default
           ) -> Tensor:                 # z_1 (n, *event)
-    "The z_1 from which the same steps lead to x, @eq-round-trip. Raises ValueError for steps that cannot be taken upwards, and what `trajectory` raises."
-    self.check(x); training, n = self.training, len(x); self.eval(); step, grid = named('step', step, flows), named('grid', grid, grids)
+    """The z_1 from which the same steps lead to x, @eq-round-trip. Raises ValueError for steps that cannot
+    be taken upwards, and what `trajectory` raises."""
+    self.check(x); training, n = self.training, len(x); self.eval()
+    step, grid = named('step', step, flows), named('grid', grid, grids)
     try:
         if w is None and self.latent.size: w = self.encode(x)[0]
         check_request(self, n, steps, batch_size, w, y, None, 1., None)
-        level = levels(self, n, steps, grid, w); gamma_s = level(steps); z = alpha(gamma_s) * self.codec.encode(x, self.reference.dtype)
+        level = levels(self, n, steps, grid, w); gamma_s = level(steps)
+        z = alpha(gamma_s) * self.codec.encode(x, self.reference.dtype)
         denoise = chunked(self, w, y, indices(n, batch_size, z.device))
-        for i in reversed(range(steps)): gamma_t = torch.maximum(level(i), gamma_s); z, gamma_s = step(denoise, z, gamma_s, gamma_t, torch.zeros_like(z)), gamma_t
+        for i in reversed(range(steps)):
+            gamma_t = torch.maximum(level(i), gamma_s)
+            z, gamma_s = step(denoise, z, gamma_s, gamma_t, torch.zeros_like(z)), gamma_t
     finally: self.train(training)
     return z
 
@@ -314,10 +378,15 @@ def interpolate(a: Tensor, b: Tensor,   # ends, of equal shape
                 n: int,                 # points, the ends included
                 spherical: bool = False # on a circle instead of a line?
                ) -> Tensor:             # (n, *shape)
-    "Points from a to b, on a line or on a circle, @eq-slerp. Raises ValueError for fewer than two points or ends of different shape."
-    if n < 2 or a.shape != b.shape: raise ValueError(f"n={n} points between shapes {tuple(a.shape)} and {tuple(b.shape)}: pass at least 2 and two ends of equal shape")
+    """Points from a to b, on a line or on a circle, @eq-slerp. Raises ValueError for fewer than two points
+    or ends of different shape."""
+    if n < 2 or a.shape != b.shape:
+        raise ValueError(f"n={n} points between shapes {tuple(a.shape)} and {tuple(b.shape)}: "
+                         "pass at least 2 and two ends of equal shape")
     u = torch.linspace(0, 1, n, dtype=a.dtype, device=a.device).reshape(n, *[1] * a.ndim)
     cos = (a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-30); theta = cos.clamp(-1, 1).acos()
     if not spherical or theta < 1e-3: return torch.lerp(a, b, u)
-    if math.pi - theta < 1e-3: raise ValueError("a and b point in opposite directions: every circle through them is as good, take spherical=False")
+    if math.pi - theta < 1e-3:
+        raise ValueError("a and b point in opposite directions: every circle through them is as good, "
+                         "take spherical=False")
     return (torch.sin((1 - u) * theta) * a + torch.sin(u * theta) * b) / torch.sin(theta)

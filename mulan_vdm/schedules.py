@@ -30,7 +30,8 @@ class Schedule(nn.Module):
         "Learn from the training loss; does nothing unless a schedule adapts to it."
 
     def interior(self) -> dict[str, nn.Parameter]: # by name
-        "Parameters that move gamma between the ends only and leave the loss in continuous time alone; none by default."
+        """Parameters that move gamma between the ends only and leave the loss in continuous
+        time alone; none by default."""
         return {}
 
     @torch.no_grad()
@@ -55,7 +56,8 @@ class Schedule(nn.Module):
     @torch.no_grad()
     def ends(self) -> tuple[float, float]: # gamma(0), gamma(1); the highest and the lowest over dimensions
         "The range of levels that every dimension reaches; may be infinite."
-        own = next(iter([*self.parameters(), *self.buffers()]), torch.zeros((), dtype=torch.float64))       # its device and precision
+        # its device and precision
+        own = next(iter([*self.parameters(), *self.buffers()]), torch.zeros((), dtype=torch.float64))
         t = own.new_zeros([1] * (1 + len(getattr(self, 'event_shape', ()))))
         return float(self(t).max()), float(self(t + 1).min())
 
@@ -69,21 +71,24 @@ def gamma_and_slope(schedule: Schedule, # any schedule
                     t: Tensor,          # times in [0, 1], any shape
                     w: Tensor | None = None # latent of the image
                    ) -> tuple[Tensor, Tensor]: # gamma(t), d gamma / dt
-    "gamma and its slope in t by two backward passes, the second through the first; both differentiable in the parameters."
+    """gamma and its slope in t by two backward passes, the second through the first; both
+    differentiable in the parameters."""
     gamma, pull = torch.func.vjp(lambda t: schedule(t, w), t)
     _, push = torch.func.vjp(lambda u: pull(u)[0], torch.zeros_like(gamma))             # pull is linear in u
     return gamma, push(torch.ones_like(t))[0]
 
 # %% ../nbs/01_schedules.ipynb #3771aa08
 class Between(Schedule):
-    "gamma_min + (gamma_max - gamma_min) u(t, w) with fixed or learned ends; raises ValueError unless gamma_min < gamma_max."
+    """gamma_min + (gamma_max - gamma_min) u(t, w) with fixed or learned ends; raises ValueError
+    unless gamma_min < gamma_max."""
     def __init__(self, gamma_min: float = -13.3, # gamma(0); VDM's value for 256 levels
                  gamma_max: float = 5.,          # gamma(1)
                  learn_ends: bool = False,       # are the ends parameters?
                  event_shape: tuple[int, ...] = ()): # of learned ends per dimension; none for one pair
         super().__init__()
         if not (math.isfinite(gamma_min) and math.isfinite(gamma_max) and gamma_min < gamma_max):
-            raise ValueError(f"gamma_min={gamma_min} must be below gamma_max={gamma_max}, both finite: gamma increases from data to noise")
+            raise ValueError(f"gamma_min={gamma_min} must be below gamma_max={gamma_max}, both finite: "
+                             "gamma increases from data to noise")
         span = math.log(gamma_max - gamma_min)
         parameter = lambda value: nn.Parameter(torch.full(tuple(event_shape), value))
         self.gamma_min = parameter(float(gamma_min)) if learn_ends else float(gamma_min)
@@ -98,7 +103,8 @@ class Between(Schedule):
         return self.gamma_min + span * self.shape(t, w)
 
     def ends(self) -> tuple[float, float]: # gamma(0), gamma(1)
-        low = torch.as_tensor(self.gamma_min).detach(); high = low + torch.as_tensor(self.log_range).detach().exp()
+        low = torch.as_tensor(self.gamma_min).detach()
+        high = low + torch.as_tensor(self.log_range).detach().exp()
         return float(low.max()), float(high.min())
 
 # %% ../nbs/01_schedules.ipynb #116814f2
@@ -131,7 +137,8 @@ class Monotone(Between):
     def raw(self, t: Tensor) -> Tensor:
         "The increasing function before its ends are pinned, elementwise in t."
         h = F.softplus(self.l1) * t
-        return h + (torch.sigmoid(h[..., None] * F.softplus(self.l2) + self.b2) * F.softplus(self.l3)).sum(-1)   # no matrix product: autocast would round it
+        # no matrix product: autocast would round it
+        return h + (torch.sigmoid(h[..., None] * F.softplus(self.l2) + self.b2) * F.softplus(self.l3)).sum(-1)
 
     def shape(self, t: Tensor, w: Tensor | None = None) -> Tensor:
         lo, hi = self.raw(torch.tensor([0., 1.], dtype=self.l1.dtype, device=self.l1.device))
@@ -139,7 +146,8 @@ class Monotone(Between):
 
 # %% ../nbs/01_schedules.ipynb #adcef18f
 class Polynomial(Between):
-    "Per-dimension integral of a squared parabola between its ends; MuLAN poster. What the network reads from w is added to the coefficients."
+    """Per-dimension integral of a squared parabola between its ends; MuLAN poster. What the network reads
+    from w is added to the coefficients."""
     def __init__(self, event_shape: tuple[int, ...], # shape of one example
                  gamma_min: float = -13.3,     # gamma(0) of every dimension, or where it starts
                  gamma_max: float = 5.,        # gamma(1) of every dimension, or where it starts
@@ -152,7 +160,8 @@ class Polynomial(Between):
 
     def integral(self, t: Tensor, w: Tensor | None = None) -> tuple[Tensor, Tensor]: # P(t), P(1)
         "The squared parabola integrated from 0 to t, and to 1."
-        a, b, c = self.coefficients if self.network is None else (self.coefficients + self.network(w)).unbind(1)
+        a, b, c = (self.coefficients if self.network is None
+                   else (self.coefficients + self.network(w)).unbind(1))
         c = 1 + c; powers = (self.delta + c**2, b * c, (b**2 + 2 * a * c) / 3, a * b / 2, a**2 / 5)
         return sum(p * t**(n + 1) for n, p in enumerate(powers)), sum(powers)
 
@@ -161,32 +170,38 @@ class Polynomial(Between):
 
 # %% ../nbs/01_schedules.ipynb #dc71b61b
 class MonotonePerDim(Between):
-    "Per-dimension sum of a line and logistic steps between its ends. What the network reads from w is added to the heights."
+    """Per-dimension sum of a line and logistic steps between its ends. What the network reads from w
+    is added to the heights."""
     def __init__(self, event_shape: tuple[int, ...], # shape of one example
                  gamma_min: float = -13.3,     # gamma(0) of every dimension, or where it starts
                  gamma_max: float = 5.,        # gamma(1) of every dimension, or where it starts
                  learn_ends: bool = False,     # are the ends parameters, two per dimension?
-                 network: nn.Module | None = None, # w -> (B, 1 + steps, *event); None for a schedule that ignores w
+                 # w -> (B, 1 + steps, *event); None for a schedule that ignores w
+                 network: nn.Module | None = None,
                  steps: int = 8):              # J, logistic steps
         super().__init__(gamma_min, gamma_max, learn_ends, event_shape)
         self.event_shape, self.network = tuple(event_shape), network
-        self.place, self.log_width = nn.Parameter((torch.arange(steps) + 0.5) / steps), nn.Parameter(torch.full((steps,), math.log(0.5 / steps)))
-        self.register_buffer('start', torch.tensor([1.] + [0.1 / steps] * steps).expm1().log(), persistent=False)
+        self.place, self.log_width = (nn.Parameter((torch.arange(steps) + 0.5) / steps),
+                                      nn.Parameter(torch.full((steps,), math.log(0.5 / steps))))
+        self.register_buffer('start', torch.tensor([1.] + [0.1 / steps] * steps).expm1().log(),
+                             persistent=False)
         self.heights = nn.Parameter(torch.zeros(1 + steps, *event_shape))
 
     def features(self, t: Tensor) -> Tensor: # (..., 1 + steps)
         "The straight line and the logistic steps at t, before the ends are pinned."
-        t = t[..., None]; return torch.cat([t, torch.sigmoid((t - self.place) * torch.exp(-self.log_width))], -1)
+        t = t[..., None]
+        return torch.cat([t, torch.sigmoid((t - self.place) * torch.exp(-self.log_width))], -1)
 
     def shape(self, t: Tensor, w: Tensor | None = None) -> Tensor:
         h = self.heights if self.network is None else (self.heights + self.network(w)).movedim(1, 0)
-        h = F.softplus(h.movedim(0, -1) + self.start)                                                  # (..., *event, 1 + steps)
+        h = F.softplus(h.movedim(0, -1) + self.start)  # (..., *event, 1 + steps)
         low, high = self.features(torch.tensor([0., 1.], dtype=self.place.dtype, device=self.place.device))
         return ((self.features(t) - low) * h).sum(-1) / ((high - low) * h).sum(-1)
 
 # %% ../nbs/01_schedules.ipynb #71e43af1
 class ClosedForm(Schedule):
-    "A schedule written in t and rest = 1 - t, with both as closed forms of gamma; subclasses define `at`, `times` and `density`."
+    """A schedule written in t and rest = 1 - t, with both as closed forms of gamma; subclasses define
+    `at`, `times` and `density`."""
     def at(self, t: Tensor,   # times in [0, 1], any shape
            rest: Tensor,      # 1 - t, like t
            w: Tensor | None = None) -> Tensor: # gamma, like t
@@ -197,11 +212,13 @@ class ClosedForm(Schedule):
 
     def forward(self, t: Tensor, w: Tensor | None = None) -> Tensor: return self.at(t, 1 - t, w)
 
-    def inverse(self, gamma: Tensor, w: Tensor | None = None) -> Tensor: return self.times(gamma, w)[0].clamp(0, 1)
+    def inverse(self, gamma: Tensor, w: Tensor | None = None) -> Tensor:
+        return self.times(gamma, w)[0].clamp(0, 1)
 
 # %% ../nbs/01_schedules.ipynb #bfa3e609
 class Cosine(ClosedForm):
-    "Shifted cosine, lambda = -2 log tan(pi t / 2) + shift with infinite ends; shift = 2 log(64 / d) for images d pixels wide. VDM++ Table 4."
+    """Shifted cosine, lambda = -2 log tan(pi t / 2) + shift with infinite ends; shift = 2 log(64 / d) for
+    images d pixels wide. VDM++ Table 4."""
     def __init__(self, shift: float = 0.): # added to the log signal-to-noise ratio, nats
         super().__init__(); self.shift = float(shift)
 
@@ -209,18 +226,21 @@ class Cosine(ClosedForm):
         return 2 * (torch.sin(math.pi / 2 * t).log() - torch.sin(math.pi / 2 * rest).log()) - self.shift
 
     def times(self, gamma: Tensor, w: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        half = (gamma + self.shift) / 2; return 2 / math.pi * torch.atan(half.exp()), 2 / math.pi * torch.atan((-half).exp())
+        half = (gamma + self.shift) / 2
+        return 2 / math.pi * torch.atan(half.exp()), 2 / math.pi * torch.atan((-half).exp())
 
     def density(self, logsnr: Tensor, w: Tensor | None = None) -> Tensor:
         return 1 / (2 * math.pi * torch.cosh((logsnr - self.shift) / 2))
 
 # %% ../nbs/01_schedules.ipynb #dc5aabab
 class EDMTraining(ClosedForm):
-    "Log-normal noise, log(sigma / alpha) ~ N(mean, std^2), with infinite ends; VDM++ Table 4 corrected. Raises ValueError unless std > 0."
+    """Log-normal noise, log(sigma / alpha) ~ N(mean, std^2), with infinite ends; VDM++ Table 4 corrected.
+    Raises ValueError unless std > 0."""
     def __init__(self, mean: float = -1.2, # of the logarithm of the noise
                  std: float = 1.2):        # its standard deviation
         super().__init__()
-        if not std > 0: raise ValueError(f"std={std} must be positive: it is the spread of the logarithm of the noise")
+        if not std > 0:
+            raise ValueError(f"std={std} must be positive: it is the spread of the logarithm of the noise")
         self.mean, self.std = float(mean), float(std)
 
     def at(self, t: Tensor, rest: Tensor, w: Tensor | None = None) -> Tensor:
@@ -228,19 +248,24 @@ class EDMTraining(ClosedForm):
         return 2 * (self.mean + self.std * torch.where(left, z, -z))
 
     def times(self, gamma: Tensor, w: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        z = (gamma / 2 - self.mean) / self.std; return 0.5 * torch.erfc(-z / math.sqrt(2)), 0.5 * torch.erfc(z / math.sqrt(2))   # ndtr loses the tail
+        z = (gamma / 2 - self.mean) / self.std
+        return 0.5 * torch.erfc(-z / math.sqrt(2)), 0.5 * torch.erfc(z / math.sqrt(2))  # ndtr loses the tail
 
     def density(self, logsnr: Tensor, w: Tensor | None = None) -> Tensor:
-        z = (logsnr / 2 + self.mean) / self.std; return torch.exp(-z**2 / 2) / (2 * self.std * math.sqrt(2 * math.pi))
+        z = (logsnr / 2 + self.mean) / self.std
+        return torch.exp(-z**2 / 2) / (2 * self.std * math.sqrt(2 * math.pi))
 
 # %% ../nbs/01_schedules.ipynb #d2f32d52
 class EDMSampling(ClosedForm):
-    "Noise to the power 1 / rho linear in t, from sigma_min to sigma_max; VDM++ Table 4. Raises ValueError unless 0 < sigma_min < sigma_max, rho > 0."
+    """Noise to the power 1 / rho linear in t, from sigma_min to sigma_max; VDM++ Table 4. Raises
+    ValueError unless 0 < sigma_min < sigma_max, rho > 0."""
     def __init__(self, sigma_min: float = 0.002, # sigma / alpha at t = 0
                  sigma_max: float = 80.,         # and at t = 1
                  rho: float = 7.):               # the larger, the more steps at low noise
         super().__init__()
-        if not 0 < sigma_min < sigma_max < math.inf: raise ValueError(f"sigma_min={sigma_min} must be positive and below sigma_max={sigma_max}: noise grows from data to noise")
+        if not 0 < sigma_min < sigma_max < math.inf:
+            raise ValueError(f"sigma_min={sigma_min} must be positive and below sigma_max={sigma_max}: "
+                             "noise grows from data to noise")
         if not rho > 0: raise ValueError(f"rho={rho} must be positive; EDM takes 7")
         self.rho, self.low, self.high = float(rho), sigma_min**(1 / rho), sigma_max**(1 / rho)
 
@@ -248,20 +273,27 @@ class EDMSampling(ClosedForm):
         return 2 * self.rho * torch.log(self.low * rest + self.high * t)
 
     def times(self, gamma: Tensor, w: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        root = torch.exp(gamma / (2 * self.rho)); return (root - self.low) / (self.high - self.low), (self.high - root) / (self.high - self.low)
+        root = torch.exp(gamma / (2 * self.rho))
+        return (root - self.low) / (self.high - self.low), (self.high - root) / (self.high - self.low)
 
     def density(self, logsnr: Tensor, w: Tensor | None = None) -> Tensor:
-        root = torch.exp(-logsnr / (2 * self.rho)); slack = 1e-6 * self.high                   # the ends themselves, rounded, are inside
-        return (root / (2 * self.rho * (self.high - self.low))).where((root > self.low - slack) & (root < self.high + slack), 0.)
+        # the ends themselves, rounded, are inside
+        root = torch.exp(-logsnr / (2 * self.rho)); slack = 1e-6 * self.high
+        return (root / (2 * self.rho * (self.high - self.low))).where(
+            (root > self.low - slack) & (root < self.high + slack), 0.)
 
 # %% ../nbs/01_schedules.ipynb #180d07ba
 class FlowOT(ClosedForm):
-    "The straight path (1 - t) x + t eps of flow matching as a schedule, with infinite ends; VDM++ appendix D.3."
-    def at(self, t: Tensor, rest: Tensor, w: Tensor | None = None) -> Tensor: return 2 * (t.log() - rest.log())
+    """The straight path (1 - t) x + t eps of flow matching as a schedule, with infinite
+    ends; VDM++ appendix D.3."""
+    def at(self, t: Tensor, rest: Tensor, w: Tensor | None = None) -> Tensor:
+        return 2 * (t.log() - rest.log())
 
-    def times(self, gamma: Tensor, w: Tensor | None = None) -> tuple[Tensor, Tensor]: return torch.sigmoid(gamma / 2), torch.sigmoid(-gamma / 2)
+    def times(self, gamma: Tensor, w: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return torch.sigmoid(gamma / 2), torch.sigmoid(-gamma / 2)
 
-    def density(self, logsnr: Tensor, w: Tensor | None = None) -> Tensor: return torch.sigmoid(logsnr / 2) * torch.sigmoid(-logsnr / 2) / 2
+    def density(self, logsnr: Tensor, w: Tensor | None = None) -> Tensor:
+        return torch.sigmoid(logsnr / 2) * torch.sigmoid(-logsnr / 2) / 2
 
 # %% ../nbs/01_schedules.ipynb #622e18d4
 def interpolate(x: Tensor,  # where, any shape
@@ -283,23 +315,29 @@ class Piecewise(Schedule):
         return interpolate(t, *(k.to(t) for k in self.knots()))[0]
 
     def inverse(self, gamma: Tensor, w: Tensor | None = None) -> Tensor:
-        times, gammas = (k.to(gamma) for k in self.knots()); return interpolate(gamma, gammas, times)[0].clamp(0, 1)
+        times, gammas = (k.to(gamma) for k in self.knots())
+        return interpolate(gamma, gammas, times)[0].clamp(0, 1)
 
     def density(self, logsnr: Tensor, w: Tensor | None = None) -> Tensor:
-        times, gammas = (k.to(logsnr) for k in self.knots()); slack = 1e-6 * (gammas[-1] - gammas[0])   # the ends themselves, rounded, are inside
-        return interpolate(-logsnr, gammas, times)[1].where((-logsnr > gammas[0] - slack) & (-logsnr < gammas[-1] + slack), 0.)
+        # the ends themselves, rounded, are inside
+        times, gammas = (k.to(logsnr) for k in self.knots()); slack = 1e-6 * (gammas[-1] - gammas[0])
+        return interpolate(-logsnr, gammas, times)[1].where(
+            (-logsnr > gammas[0] - slack) & (-logsnr < gammas[-1] + slack), 0.)
 
     def ends(self) -> tuple[float, float]: return tuple(float(g) for g in self.knots()[1][[0, -1]])
 
 # %% ../nbs/01_schedules.ipynb #fedec817
 class LinearBeta(Piecewise):
-    "DDPM: step k of 1..T at t = (k - 1) / (T - 1), exact there, linear between. Raises ValueError unless T >= 2 and 0 < beta_min <= beta_max < 1."
+    """DDPM: step k of 1..T at t = (k - 1) / (T - 1), exact there, linear between. Raises ValueError unless
+    T >= 2 and 0 < beta_min <= beta_max < 1."""
     def __init__(self, T: int = 1000,       # number of DDPM's steps
                  beta_min: float = 1e-4,    # variance added by the first
                  beta_max: float = 0.02):   # and by the last
         super().__init__()
         if T < 2: raise ValueError(f"T={T}: a schedule needs at least two steps")
-        if not 0 < beta_min <= beta_max < 1: raise ValueError(f"beta_min={beta_min} and beta_max={beta_max} must satisfy 0 < beta_min <= beta_max < 1: they are shares of variance")
+        if not 0 < beta_min <= beta_max < 1:
+            raise ValueError(f"beta_min={beta_min} and beta_max={beta_max} must satisfy 0 < beta_min <= "
+                             "beta_max < 1: they are shares of variance")
         kept = torch.log1p(-torch.linspace(beta_min, beta_max, T, dtype=torch.float64)).cumsum(0)
         self.steps = torch.linspace(0, 1, T, dtype=torch.float64), torch.expm1(-kept).log()
 
@@ -307,16 +345,20 @@ class LinearBeta(Piecewise):
 
 # %% ../nbs/01_schedules.ipynb #52a3b4f0
 class Truncated(ClosedForm):
-    "Any schedule, its time squeezed so that it runs from gamma_min to gamma_max; VDM++ eq. 127. Raises ValueError for ends out of order or outside the schedule's range."
-    def __init__(self, schedule: Schedule, # any schedule; if its ends are learned, they must stay outside of these
-                 gamma_min: float,         # gamma(0)
-                 gamma_max: float):        # gamma(1)
+    """Any schedule, its time squeezed so that it runs from gamma_min to gamma_max; VDM++ eq. 127. Raises
+    ValueError for ends out of order or outside the schedule's range."""
+    def __init__(self,
+                 schedule: Schedule, # any schedule; if its ends are learned, they must stay outside of these
+                 gamma_min: float,   # gamma(0)
+                 gamma_max: float):  # gamma(1)
         super().__init__()
         if not (math.isfinite(gamma_min) and math.isfinite(gamma_max) and gamma_min < gamma_max):
-            raise ValueError(f"gamma_min={gamma_min} must be below gamma_max={gamma_max}, both finite: gamma increases from data to noise")
+            raise ValueError(f"gamma_min={gamma_min} must be below gamma_max={gamma_max}, both finite: "
+                             "gamma increases from data to noise")
         low, high = schedule.ends(); slack = 1e-6 * (gamma_max - gamma_min)
         if gamma_min < low - slack or gamma_max > high + slack:
-            raise ValueError(f"gamma_min={gamma_min} and gamma_max={gamma_max} must lie in the schedule's range {low:g}..{high:g}: cut less, or take a wider schedule")
+            raise ValueError(f"gamma_min={gamma_min} and gamma_max={gamma_max} must lie in the schedule's "
+                             f"range {low:g}..{high:g}: cut less, or take a wider schedule")
         self.schedule, self.gamma_min, self.gamma_max = schedule, float(gamma_min), float(gamma_max)
         self.event_shape = getattr(schedule, 'event_shape', ())
 
@@ -334,10 +376,12 @@ class Truncated(ClosedForm):
 # %% ../nbs/01_schedules.ipynb #872862a7
 @patch
 def squeeze(self: Truncated, like: Tensor, # of the number of axes, dtype and device of the times
-            w: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]: # t_0, 1 - t_1, t_1 - t_0; broadcastable to gamma
+            w: Tensor | None = None
+           ) -> tuple[Tensor, Tensor, Tensor]: # t_0, 1 - t_1, t_1 - t_0; broadcastable to gamma
     "Where the schedule inside enters and leaves."
     shape = self.schedule(like.new_full([1] * like.ndim, 0.5), w)
-    (t_0, rest_0), (t_1, rest_1) = self.level(torch.full_like(shape, self.gamma_min), w), self.level(torch.full_like(shape, self.gamma_max), w)
+    (t_0, rest_0), (t_1, rest_1) = (self.level(torch.full_like(shape, self.gamma_min), w),
+                                    self.level(torch.full_like(shape, self.gamma_max), w))
     return t_0, rest_1, torch.where(t_1 < 0.5, t_1 - t_0, rest_0 - rest_1)
 
 @patch
@@ -355,12 +399,14 @@ def times(self: Truncated, gamma: Tensor, w: Tensor | None = None) -> tuple[Tens
 @patch
 def density(self: Truncated, logsnr: Tensor, w: Tensor | None = None) -> Tensor: # like logsnr
     "p(lambda), zero outside the range; VDM++ eq. 131."
-    p = self.schedule.density(logsnr, w) / self.squeeze(logsnr, w)[2]; slack = 1e-6 * (self.gamma_max - self.gamma_min)
+    p = self.schedule.density(logsnr, w) / self.squeeze(logsnr, w)[2]
+    slack = 1e-6 * (self.gamma_max - self.gamma_min)
     return p.where((-logsnr > self.gamma_min - slack) & (-logsnr < self.gamma_max + slack), 0.)
 
 # %% ../nbs/01_schedules.ipynb #dc0e1b2f
 class Adaptive(Piecewise):
-    "Density of noise levels proportional to the weighted squared error observed; VDM++ appendix F. Raises ValueError for ends, bins, decay or floor out of range."
+    """Density of noise levels proportional to the weighted squared error observed; VDM++ appendix F.
+    Raises ValueError for ends, bins, decay or floor out of range."""
     def __init__(self, gamma_min: float = -13.3, # gamma(0)
                  gamma_max: float = 5.,          # gamma(1)
                  bins: int = 100,                # of equal width in gamma
@@ -368,31 +414,39 @@ class Adaptive(Piecewise):
                  floor: float = 0.01):           # share of time that all bins divide evenly
         super().__init__()
         if not (math.isfinite(gamma_min) and math.isfinite(gamma_max) and gamma_min < gamma_max):
-            raise ValueError(f"gamma_min={gamma_min} must be below gamma_max={gamma_max}, both finite: gamma increases from data to noise")
-        if not 0 <= decay < 1: raise ValueError(f"decay={decay} must lie in [0, 1): 0.999 averages about 1000 visits of a bin")
+            raise ValueError(f"gamma_min={gamma_min} must be below gamma_max={gamma_max}, both finite: "
+                             "gamma increases from data to noise")
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay={decay} must lie in [0, 1): 0.999 averages about 1000 visits of a bin")
         if not (bins >= 1 and 0 < floor <= 1 and floor / bins >= 1e-6):
-            raise ValueError(f"bins={bins} and floor={floor}: take at least one bin, 0 < floor <= 1, and floor / bins >= 1e-6, or single precision loses a bin")
-        self.gamma_min, self.gamma_max, self.decay, self.floor = float(gamma_min), float(gamma_max), decay, floor
+            raise ValueError(f"bins={bins} and floor={floor}: take at least one bin, 0 < floor <= 1, "
+                             "and floor / bins >= 1e-6, or single precision loses a bin")
+        self.gamma_min, self.gamma_max, self.decay, self.floor = (float(gamma_min),
+                                                                  float(gamma_max), decay, floor)
         self.register_buffer('average', torch.ones(bins)); self.register_buffer('visits', torch.zeros(bins))
 
     def knots(self) -> tuple[Tensor, Tensor]:
         a = self.average; share = (1 - self.floor) * a / a.sum() + self.floor / len(a)
         times = torch.cat([a.new_zeros(1), share.cumsum(0)[:-1], a.new_ones(1)])
-        return times, torch.linspace(self.gamma_min, self.gamma_max, len(a) + 1, dtype=a.dtype, device=a.device)
+        return (times,
+                torch.linspace(self.gamma_min, self.gamma_max, len(a) + 1, dtype=a.dtype, device=a.device))
 
 # %% ../nbs/01_schedules.ipynb #7286dbac
 @patch
 @torch.no_grad()
 def observe(self: Adaptive, gamma: Tensor, # noise levels of a training batch, broadcastable to loss
-            loss: Tensor                   # weighted squared errors (B, *event), averaged over dimensions here
+            loss: Tensor # weighted squared errors (B, *event), averaged over dimensions here
            ) -> None:
     "Moving average of the loss in every bin that the batch visits; the same in all processes."
     per_example = lambda v: v.expand_as(loss).reshape(len(loss), -1).to(self.average).mean(1)
     gamma, loss, bins = per_example(gamma), per_example(loss), len(self.average)
     good = gamma.isfinite() & loss.isfinite() & (loss >= 0)
-    place = ((gamma - self.gamma_min) / (self.gamma_max - self.gamma_min) * bins).where(good, 0.).clamp(0, bins - 1).long()
-    total = self.average.new_zeros(2, bins).index_add_(1, place, torch.stack([loss.where(good, 0.), good.to(loss)]))
-    if torch.distributed.is_available() and torch.distributed.is_initialized(): torch.distributed.all_reduce(total)
+    place = ((gamma - self.gamma_min) / (self.gamma_max - self.gamma_min)
+             * bins).where(good, 0.).clamp(0, bins - 1).long()
+    total = self.average.new_zeros(2, bins).index_add_(1, place,
+                                                       torch.stack([loss.where(good, 0.), good.to(loss)]))
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(total)
     seen, limit = total[1] > 0, 1000 * self.average.clamp(min=self.average.mean())
     decay = ((1 + self.visits) / (10 + self.visits)).clamp(max=self.decay)
     new = torch.lerp(self.average, (total[0] / total[1].clamp(min=1)).minimum(limit), 1 - decay)

@@ -21,13 +21,16 @@ from .diffusion import Codec, Diffusion, RealCodec
 from .latents import Categorical, Gaussian, KHot, Latent
 from .nets import ADM, MLP, Blind, Decoder, Encoder, PerDimension, UNet
 from .objective import Weighting, predictions, shifted, sigmoid_weighting, weightings
-from .schedules import Adaptive, Cosine, EDMSampling, EDMTraining, FlowOT, Linear, LinearBeta, Monotone, MonotonePerDim, Polynomial, Schedule, Truncated
+from .schedules import (Adaptive, Cosine, EDMSampling, EDMTraining, FlowOT, Linear,
+                                 LinearBeta, Monotone, MonotonePerDim, Polynomial, Schedule, Truncated)
 from .training import load_checkpoint, seeded
 
 # %% ../nbs/12_systems.ipynb #76f9a860
 def adaptive(gamma_min: float, gamma_max: float, learn_ends: bool) -> Adaptive:
     "The adaptive schedule among those of `vdm`; raises ValueError for learned ends, which it has not."
-    if learn_ends: raise ValueError("schedule='adaptive' has fixed ends: set learn_ends=False, or take linear or monotone")
+    if learn_ends:
+        raise ValueError("schedule='adaptive' has fixed ends: set learn_ends=False, "
+                         "or take linear or monotone")
     return Adaptive(gamma_min, gamma_max)
 
 schedules = dict(linear=Linear, monotone=Monotone, adaptive=adaptive)
@@ -44,7 +47,8 @@ def system(function: Callable[..., Diffusion]) -> Callable[..., Diffusion]:
     @wraps(function)
     def configured(*args, **kwargs):
         bound = inspect.signature(function).bind(*args, **kwargs); bound.apply_defaults()
-        model = function(*args, **kwargs); model.config = dict(system=function.__name__, model=bound.arguments)
+        model = function(*args, **kwargs)
+        model.config = dict(system=function.__name__, model=bound.arguments)
         return model
     return configured
 
@@ -53,13 +57,17 @@ def waves(first: float, last: float) -> list[float]:
     "Exponents of Fourier features from first to last in steps of one; none if last is smaller."
     return [first + i for i in range(math.floor(last - first) + 1)]
 
-def denoiser(event_shape: tuple[int, ...], channels: int, blocks: int, fourier: tuple[float, float], # first and last exponent
-             dropout: float, attention: bool, position: bool, latent: int = 0, gamma_map: bool = False, modulate: bool = False) -> UNet | MLP:
+def denoiser(event_shape: tuple[int, ...], channels: int,
+             blocks: int, fourier: tuple[float, float], # first and last exponent
+             dropout: float, attention: bool, position: bool, latent: int = 0, gamma_map: bool = False,
+             modulate: bool = False) -> UNet | MLP:
     "The U-Net for images, the small network for vectors."
     exponents = waves(*fourier)
-    if len(event_shape) != 3: return MLP(*event_shape, channels, blocks, exponents, latent=latent, gamma_map=gamma_map)
+    if len(event_shape) != 3:
+        return MLP(*event_shape, channels, blocks, exponents, latent=latent, gamma_map=gamma_map)
     c, *size = event_shape
-    return UNet(c, channels, blocks, exponents, dropout, attention=attention, latent=latent, gamma_map=gamma_map, position=size if position else None, modulate=modulate)
+    return UNet(c, channels, blocks, exponents, dropout, attention=attention, latent=latent,
+                gamma_map=gamma_map, position=size if position else None, modulate=modulate)
 
 @system
 def vdm(event_shape: tuple[int, ...], # shape of one example: (C, H, W) or (D,)
@@ -78,28 +86,36 @@ def vdm(event_shape: tuple[int, ...], # shape of one example: (C, H, W) or (D,)
         variance: bool = False,       # does a monotone schedule's interior minimize the variance of the loss?
         prediction: str = 'eps'       # x, eps, v, score, o or edm
        ) -> Diffusion:
-    "Variational diffusion model; VDM notes. Raises ValueError for unknown names, ends out of order, and variance=True for a schedule without an interior."
+    """Variational diffusion model; VDM notes. Raises ValueError for unknown names, ends out of order, and
+    variance=True for a schedule without an interior."""
     net = denoiser(event_shape, channels, blocks, (fourier_min, fourier_max), dropout, attention, position)
     gamma = choose('schedule', schedule, schedules)(gamma_min, gamma_max, learn_ends)
     codec = RealCodec() if vocab is None else Codec(vocab)
-    return Diffusion(net, gamma, codec, event_shape, prediction=choose('prediction', prediction, predictions), variance=variance)
+    return Diffusion(net, gamma, codec, event_shape, prediction=choose('prediction', prediction, predictions),
+                     variance=variance)
 
 # %% ../nbs/12_systems.ipynb #dc309db1
-def make_latent(latent: str, event_shape: tuple[int, ...], m: int, k: int, estimator: str, bound: float | None,
-                channels: int, informed: bool) -> tuple[Latent | None, int]: # latent, numbers in w
+def make_latent(latent: str, event_shape: tuple[int, ...], m: int, k: int,
+                estimator: str, bound: float | None, channels: int,
+                informed: bool) -> tuple[Latent | None, int]:                # latent, numbers in w
     "Encoder and latent by name: khot, categorical, gaussian or none. Raises ValueError for other names."
     out = dict(khot=m, categorical=m, gaussian=2 * m, none=0)
     if not choose('latent', latent, out) : return None, 0
     encoder = Encoder(event_shape, out[latent], channels) if informed else Blind(out[latent])
-    kinds = dict(khot=lambda: KHot(encoder, m, k, estimator, bound), categorical=lambda: Categorical(encoder, m), gaussian=lambda: Gaussian(encoder, m))
+    kinds = dict(khot=lambda: KHot(encoder, m, k, estimator, bound),
+                 categorical=lambda: Categorical(encoder, m), gaussian=lambda: Gaussian(encoder, m))
     return kinds[latent](), m
 
-def make_schedule(schedule: str, event_shape: tuple[int, ...], ends: tuple[float, float, bool], # gamma_min, gamma_max, learned?
-                  latent: int, hidden: int) -> Schedule: # width of w, 0 if the schedule does not read it; width of the network on w
+def make_schedule(schedule: str, event_shape: tuple[int, ...],
+                  ends: tuple[float, float, bool], # gamma_min, gamma_max, learned?
+                  latent: int, hidden: int
+                 ) -> Schedule: # width of w, 0 if the schedule does not read it; width of the network on w
     "Schedule per pixel by name, or the scalar one of `linear`. Raises ValueError for other names."
     if schedule == 'linear': return Linear(*ends)
-    family = choose('schedule', schedule, {'linear': Linear, **per_pixel}); numbers = 3 if family is Polynomial else 9
-    return family(event_shape, *ends, network=PerDimension(latent, numbers, event_shape, hidden) if latent else None)
+    family = choose('schedule', schedule, {'linear': Linear, **per_pixel})
+    numbers = 3 if family is Polynomial else 9
+    return family(event_shape, *ends,
+                  network=PerDimension(latent, numbers, event_shape, hidden) if latent else None)
 
 @system
 def mulan(event_shape: tuple[int, ...], # shape of one example: (C, H, W) or (D,)
@@ -126,28 +142,35 @@ def mulan(event_shape: tuple[int, ...], # shape of one example: (C, H, W) or (D,
           gamma_map: bool = True,       # does the denoiser see the noise level of every pixel?
           hidden: int = 64,             # width of the network from w to the schedule
           encoder_channels: int = 32,   # width of the encoder
-          clock: bool = False,          # are times drawn where the loss is, as the adaptive schedule draws noise levels?
+          # are times drawn where the loss is, as the adaptive schedule draws noise levels?
+          clock: bool = False,
           prediction: str = 'eps'       # x, eps, v, score, o or edm
          ) -> Diffusion:
-    "Diffusion with a learned schedule per pixel and image; MuLAN poster. Raises ValueError for unknown names, sizes and ends out of order."
+    """Diffusion with a learned schedule per pixel and image; MuLAN poster. Raises ValueError for unknown
+    names, sizes and ends out of order."""
     w, width = make_latent(latent, event_shape, m, k, estimator, bound, encoder_channels, informed)
     gamma = make_schedule(schedule, event_shape, (gamma_min, gamma_max, learn_ends), width * adaptive, hidden)
-    net = denoiser(event_shape, channels, blocks, (fourier_min, fourier_max), dropout, attention, position, width * net_reads, gamma_map)
+    net = denoiser(event_shape, channels, blocks, (fourier_min, fourier_max), dropout, attention, position,
+                   width * net_reads, gamma_map)
     codec = RealCodec() if vocab is None else Codec(vocab)
-    return Diffusion(net, gamma, codec, event_shape, w, choose('prediction', prediction, predictions), clock=Adaptive(0., 1.) if clock else None)
+    return Diffusion(net, gamma, codec, event_shape, w, choose('prediction', prediction, predictions),
+                     clock=Adaptive(0., 1.) if clock else None)
 
 # %% ../nbs/12_systems.ipynb #3a060b21
 cut = dict(cosine=Cosine, edm=EDMTraining, edm_sampling=EDMSampling, flow=FlowOT, beta=LinearBeta)
 
 def scalar_schedule(name: str, gamma_min: float, gamma_max: float, shift: float) -> Schedule:
-    "Fixed or adaptive schedule by name between two ends. Raises ValueError for unknown names and ends out of order or out of range."
+    """Fixed or adaptive schedule by name between two ends. Raises ValueError for unknown names and ends
+    out of order or out of range."""
     whole = dict(linear=Linear, adaptive=Adaptive)
     if choose('schedule', name, {**whole, **cut}) in whole.values(): return whole[name](gamma_min, gamma_max)
     return Truncated(Cosine(shift) if name == 'cosine' else cut[name](), gamma_min, gamma_max)
 
 def scaled_weighting(name: str, k: float, shift: float, gamma_min: float, gamma_max: float) -> Weighting:
-    "Weighting by name, shifted, its largest value between the ends one. Raises ValueError for an unknown name."
-    w = choose('weighting', name, weightings); w = shifted(partial(sigmoid_weighting, k=k) if name == 'sigmoid' else w, shift)
+    """Weighting by name, shifted, its largest value between the ends one. Raises
+    ValueError for an unknown name."""
+    w = choose('weighting', name, weightings)
+    w = shifted(partial(sigmoid_weighting, k=k) if name == 'sigmoid' else w, shift)
     top = w(torch.linspace(-gamma_max, -gamma_min, 10_001, dtype=torch.float64, device='cpu')).max().item()
     return lambda logsnr: w(logsnr) / top
 
@@ -172,43 +195,57 @@ def vdmpp(event_shape: tuple[int, ...], # shape of one example: (C, H, W) or (D,
           k: float = 2.,                # of the sigmoid weighting, sigmoid(k - lambda)
           shift: float = 0.             # of the weighting and the cosine schedule, 2 log(64 / d)
          ) -> Diffusion:
-    "Diffusion trained on any weighted bound; VDM++. Raises ValueError for unknown names, ends out of order and images that cannot be halved."
-    gamma, w, F = scalar_schedule(schedule, gamma_min, gamma_max, shift), scaled_weighting(weighting, k, shift, gamma_min, gamma_max), choose('prediction', prediction, predictions)
-    c, exponents, codec = event_shape[0], waves(fourier_min, fourier_max), RealCodec() if vocab is None else Codec(vocab)
-    known = dict(adm=lambda: ADM(c, channels, blocks, tuple(multipliers), tuple(attention), dropout=dropout, classes=classes, drop=drop, fourier=exponents),
+    """Diffusion trained on any weighted bound; VDM++. Raises ValueError for unknown names, ends out of
+    order and images that cannot be halved."""
+    gamma, w, F = (scalar_schedule(schedule, gamma_min, gamma_max, shift),
+                   scaled_weighting(weighting, k, shift, gamma_min, gamma_max),
+                   choose('prediction', prediction, predictions))
+    c, exponents, codec = (event_shape[0], waves(fourier_min, fourier_max),
+                           RealCodec() if vocab is None else Codec(vocab))
+    known = dict(adm=lambda: ADM(c, channels, blocks, tuple(multipliers), tuple(attention),
+                                 dropout=dropout, classes=classes, drop=drop, fourier=exponents),
                  unet=lambda: UNet(c, channels, blocks, exponents, dropout, classes, drop, bool(attention)))
-    net = choose('network', network, known)() if len(event_shape) == 3 else MLP(c, channels, blocks, exponents, classes, drop)
+    net = (choose('network', network, known)() if len(event_shape) == 3
+           else MLP(c, channels, blocks, exponents, classes, drop))
     if isinstance(net, ADM): net.fits(*event_shape[1:])
     return Diffusion(net, gamma, codec, event_shape, prediction=F, weighting=w)
 
 # %% ../nbs/12_systems.ipynb #f7e63622
 @system
 def repvdm(event_shape: tuple[int, ...], # shape of one example: (C, H, W) or (D,)
-           vocab: int | None,            # number of levels; None for real-valued data
-           d: int = 32,                  # numbers in w
-           network: str = 'unet',        # unet, VDM's with its features scaled and shifted by w; decoder, which sees only w: a variational autoencoder
-           channels: int = 128,          # width of the denoiser
-           blocks: int = 32,             # residual blocks going in
-           fourier_min: float = 7.,      # exponents of the Fourier features: from this
-           fourier_max: float = 8.,      # to this in steps of one; none if it is smaller
-           dropout: float = 0.1,         # in the residual blocks
-           attention: bool = True,       # attend in the middle of the U-Net?
-           encoder_channels: int = 32,   # width of the encoder
-           schedule: str = 'linear',     # linear, monotone or adaptive
-           gamma_min: float = -13.3,     # gamma(0), or where it starts
-           gamma_max: float = 5.,        # gamma(1), or where it starts
-           learn_ends: bool = False,     # are the ends learned?
-           variance: bool = False,       # does a monotone schedule's interior minimize the variance of the loss?
-           prediction: str = 'eps',      # eps, x, score, v, o or edm
-           weighting: str = 'elbo',      # elbo, sigmoid, or another known to `weightings`; of the training loss
-           k: float = 2.                 # of the sigmoid weighting, sigmoid(k - lambda)
+           vocab: int | None,        # number of levels; None for real-valued data
+           d: int = 32,              # numbers in w
+    # unet, VDM's with its features scaled and shifted by w; decoder, which sees only w:
+    # a variational autoencoder
+           network: str = 'unet',
+           channels: int = 128,      # width of the denoiser
+           blocks: int = 32,         # residual blocks going in
+           fourier_min: float = 7.,  # exponents of the Fourier features: from this
+           fourier_max: float = 8.,  # to this in steps of one; none if it is smaller
+           dropout: float = 0.1,     # in the residual blocks
+           attention: bool = True,   # attend in the middle of the U-Net?
+           encoder_channels: int = 32, # width of the encoder
+           schedule: str = 'linear', # linear, monotone or adaptive
+           gamma_min: float = -13.3, # gamma(0), or where it starts
+           gamma_max: float = 5.,    # gamma(1), or where it starts
+           learn_ends: bool = False, # are the ends learned?
+           variance: bool = False,   # does a monotone schedule's interior minimize the variance of the loss?
+           prediction: str = 'eps',  # eps, x, score, v, o or edm
+           weighting: str = 'elbo',  # elbo, sigmoid, or another known to `weightings`; of the training loss
+           k: float = 2.             # of the sigmoid weighting, sigmoid(k - lambda)
           ) -> Diffusion:
-    "Diffusion told a Gaussian latent of the image; RepVDM section 4. Raises ValueError for unknown names, ends out of order and d < 1."
+    """Diffusion told a Gaussian latent of the image; RepVDM section 4. Raises ValueError for unknown
+    names, ends out of order and d < 1."""
     if d < 1: raise ValueError(f"d={d}: the latent needs at least one number")
-    known = dict(unet=lambda: denoiser(event_shape, channels, blocks, (fourier_min, fourier_max), dropout, attention, False, d, modulate=True), decoder=lambda: Decoder(event_shape, d, encoder_channels))
-    net, latent = choose('network', network, known)(), Gaussian(Encoder(event_shape, 2 * d, encoder_channels), d)
-    gamma, F = choose('schedule', schedule, schedules)(gamma_min, gamma_max, learn_ends), choose('prediction', prediction, predictions)
-    codec, w = RealCodec() if vocab is None else Codec(vocab), scaled_weighting(weighting, k, 0., gamma_min, gamma_max)
+    known = dict(unet=lambda: denoiser(event_shape, channels, blocks, (fourier_min, fourier_max),
+                                       dropout, attention, False, d, modulate=True),
+                 decoder=lambda: Decoder(event_shape, d, encoder_channels))
+    net, latent = (choose('network', network, known)(),
+                   Gaussian(Encoder(event_shape, 2 * d, encoder_channels), d))
+    gamma, F = (choose('schedule', schedule, schedules)(gamma_min, gamma_max, learn_ends),
+                choose('prediction', prediction, predictions))
+    codec, w = (RealCodec() if vocab is None else Codec(vocab),
+                scaled_weighting(weighting, k, 0., gamma_min, gamma_max))
     return Diffusion(net, gamma, codec, event_shape, latent, F, w, variance)
 
 systems = dict(vdm=vdm, mulan=mulan, vdmpp=vdmpp, repvdm=repvdm)
@@ -216,10 +253,12 @@ systems = dict(vdm=vdm, mulan=mulan, vdmpp=vdmpp, repvdm=repvdm)
 # %% ../nbs/12_systems.ipynb #32ecefe4
 presets = {
     'vdm-digits': dict(system='vdm', data=dict(name='digits'),
-        model=dict(channels=32, blocks=2, fourier_min=3.0875, fourier_max=4.0875, dropout=0., gamma_min=-7.9, learn_ends=False),
+        model=dict(channels=32, blocks=2, fourier_min=3.0875, fourier_max=4.0875,
+                   dropout=0., gamma_min=-7.9, learn_ends=False),
         fit=dict(steps=3000, batch_size=128, lr=2e-3, ema=0.999)),
     'mulan-digits': dict(system='mulan', data=dict(name='digits'),
-        model=dict(channels=32, blocks=2, fourier_min=3.0875, fourier_max=4.0875, dropout=0., gamma_min=-7.9, m=16, k=5, bound=1.),
+        model=dict(channels=32, blocks=2, fourier_min=3.0875, fourier_max=4.0875,
+                   dropout=0., gamma_min=-7.9, m=16, k=5, bound=1.),
         fit=dict(steps=3000, batch_size=128, lr=2e-3, ema=0.999)),
     'vdm-fashion': dict(system='vdm', data=dict(name='fashion_mnist'),
         model=dict(channels=32, blocks=2, dropout=0., attention=False, learn_ends=False),
@@ -231,25 +270,32 @@ presets = {
         fit=dict(steps=10_000_000, batch_size=128, save_every=10_000, log_every=100)),
     'vdm-imagenet32': dict(system='vdm', data=dict(name='imagenet32'), model=dict(channels=256, dropout=0.),
         fit=dict(steps=2_000_000, batch_size=512, save_every=10_000, log_every=100)),
-    'mulan-cifar10': dict(system='mulan', data=dict(name='cifar10'), model=dict(hidden=1024, encoder_channels=128),
+    'mulan-cifar10': dict(system='mulan', data=dict(name='cifar10'),
+        model=dict(hidden=1024, encoder_channels=128),
         fit=dict(steps=10_000_000, batch_size=128, save_every=10_000, log_every=100)),
-    'mulan-imagenet32': dict(system='mulan', data=dict(name='imagenet32'), model=dict(channels=256, dropout=0., hidden=1024, encoder_channels=128),
+    'mulan-imagenet32': dict(system='mulan', data=dict(name='imagenet32'),
+        model=dict(channels=256, dropout=0., hidden=1024, encoder_channels=128),
         fit=dict(steps=2_000_000, batch_size=512, save_every=10_000, log_every=100)),
     'vdmpp-digits': dict(system='vdmpp', data=dict(name='digits'),
-        model=dict(channels=32, blocks=1, multipliers=[1, 2], attention=[1], classes=10, dropout=0., gamma_min=-7.9, gamma_max=5.),
+        model=dict(channels=32, blocks=1, multipliers=[1, 2], attention=[1],
+                   classes=10, dropout=0., gamma_min=-7.9, gamma_max=5.),
         fit=dict(steps=2000, batch_size=64, lr=1e-3, weight_decay=0., ema=0.995)),
     'vdmpp-fashion': dict(system='vdmpp', data=dict(name='fashion_mnist'),
-        model=dict(channels=32, blocks=1, multipliers=[1, 2, 2], attention=[2], classes=10, dropout=0., gamma_min=-13.3, gamma_max=5.),
+        model=dict(channels=32, blocks=1, multipliers=[1, 2, 2], attention=[2],
+                   classes=10, dropout=0., gamma_min=-13.3, gamma_max=5.),
         fit=dict(steps=3000, batch_size=64, lr=1e-3, weight_decay=0., ema=0.999)),
     'vdmpp-imagenet64': dict(system='vdmpp', data=dict(name='imagenet64'), model=dict(classes=1000),
-        fit=dict(steps=700_000, batch_size=4096, lr=1e-4, weight_decay=0., ema=0.9999, warmup=2500, save_every=10_000, log_every=100)),
+        fit=dict(steps=700_000, batch_size=4096, lr=1e-4, weight_decay=0.,
+                 ema=0.9999, warmup=2500, save_every=10_000, log_every=100)),
     'repvdm-digits': dict(system='repvdm', data=dict(name='digits'),
-        model=dict(d=16, channels=16, blocks=1, fourier_min=3.0875, fourier_max=4.0875, dropout=0., gamma_min=-7.9),
+        model=dict(d=16, channels=16, blocks=1, fourier_min=3.0875,
+                   fourier_max=4.0875, dropout=0., gamma_min=-7.9),
         fit=dict(steps=2500, batch_size=64, lr=3e-3, weight_decay=0.1, ema=0.99, beta=0.01)),
     'repvdm-fashion': dict(system='repvdm', data=dict(name='fashion_mnist'),
         model=dict(d=32, channels=16, blocks=1, dropout=0., attention=False),
         fit=dict(steps=1500, batch_size=32, lr=1e-3, weight_decay=0.1, ema=0.995, beta=0.01)),
-    'repvdm-cifar10': dict(system='repvdm', data=dict(name='cifar10'), model=dict(d=128, encoder_channels=128),
+    'repvdm-cifar10': dict(system='repvdm', data=dict(name='cifar10'),
+        model=dict(d=128, encoder_channels=128),
         fit=dict(steps=1_000_000, batch_size=128, beta=0.01, save_every=10_000, log_every=100)),
     'vae-digits': dict(system='repvdm', data=dict(name='digits'),
         model=dict(d=16, network='decoder', prediction='x', gamma_min=-3., gamma_max=5., learn_ends=True),
@@ -260,19 +306,25 @@ def build(config: dict # with `system`, `model` and `fit`
          ) -> Diffusion:
     "The model of a configuration with its first weights; raises ValueError for an unknown system."
     arguments = dict(config['model']); arguments['event_shape'] = tuple(arguments['event_shape'])
-    with seeded(config.get('fit', {}).get('seed', 0)): return choose('system', config['system'], systems)(**arguments)
+    with seeded(config.get('fit', {}).get('seed', 0)):
+        return choose('system', config['system'], systems)(**arguments)
 
 def read_config(run: Path | str) -> dict: # run folder
     "config.json of a run folder; raises FileNotFoundError or ValueError."
     path = Path(run) / 'config.json'
-    if not path.exists(): raise FileNotFoundError(f"{run} is not a run folder: it has no config.json; train with --out {run} first")
+    if not path.exists():
+        raise FileNotFoundError(f"{run} is not a run folder: it has no config.json; "
+                                f"train with --out {run} first")
     try: return json.loads(path.read_text())
-    except json.JSONDecodeError as e: raise ValueError(f"{path} is damaged ({e}): restore it from a copy") from None
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{path} is damaged ({e}): restore it from a copy") from None
 
 def load_run(run: Path | str # run folder
             ) -> tuple[Diffusion, dict, int]: # averaged model in evaluation mode, configuration, steps done
     "The averaged model of a run; raises FileNotFoundError or ValueError if it is not whole."
     config = read_config(run); model = build(config); tensors, steps = load_checkpoint(run, ('ema.module.',))
     try: model.load_state_dict({k.removeprefix('ema.module.'): v for k, v in tensors.items()})
-    except RuntimeError as e: raise ValueError(f"the checkpoint in {run} belongs to another model than its config.json: " + ' '.join(str(e).split())[:200]) from None
+    except RuntimeError as e:
+        raise ValueError(f"the checkpoint in {run} belongs to another model than its config.json: "
+                         + ' '.join(str(e).split())[:200]) from None
     return model.eval(), config, steps

@@ -49,12 +49,17 @@ def seeded(*key: int # for example seed, step, rank
 # %% ../nbs/10_training.ipynb #1e0ab4c2
 def moving_average(model: nn.Module, # what is trained
                    decay: float      # d, the weight of the past, in [0, 1)
-                  ) -> AveragedModel: # its averaged copy is `.module`; call update_parameters(model) after each step
-    "Exponential moving average of the parameters with a short start; raises ValueError unless 0 <= decay < 1."
-    if not 0 <= decay < 1: raise ValueError(f"ema={decay} must lie in [0, 1): 0 keeps no average, 0.999 averages about 1000 steps")
+                  # its averaged copy is `.module`; call update_parameters(model) after each step
+                  ) -> AveragedModel:
+    """Exponential moving average of the parameters with a short start; raises
+    ValueError unless 0 <= decay < 1."""
+    if not 0 <= decay < 1:
+        raise ValueError(f"ema={decay} must lie in [0, 1): 0 keeps no average, "
+                         "0.999 averages about 1000 steps")
     @torch.no_grad()
     def update(averaged, current, n):
-        own = lambda tensors: [v.to_local() if hasattr(v, 'to_local') else v for v in tensors]   # of sharded weights
+        # of sharded weights
+        own = lambda tensors: [v.to_local() if hasattr(v, 'to_local') else v for v in tensors]
         torch._foreach_lerp_(own(averaged), own(current), 1 - min(decay, (1 + float(n)) / (10 + float(n))))
     return AveragedModel(model, multi_avg_fn=update)
 
@@ -66,7 +71,8 @@ def blocks(net: nn.Module # a denoiser
     return list(dict.fromkeys(b for m in net.modules() if isinstance(m, nn.ModuleList) for b in inside(m)))
 
 def sharded(model: Diffusion, device: torch.device) -> None:
-    "The first process's weights for all; those of the denoiser are spread over the processes, block by block (FSDP)."
+    """The first process's weights for all; those of the denoiser are spread over the
+    processes, block by block (FSDP)."""
     from torch.distributed.fsdp import fully_shard
     mesh = torch.distributed.init_device_mesh(device.type, (processes()[1],))
     for v in (*model.parameters(), *model.buffers()): torch.distributed.broadcast(v.detach(), 0)
@@ -82,10 +88,12 @@ def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]: # on the CPU, by nam
     return {k: (v.full_tensor() if is_part(v) else v).cpu() for k, v in tensors.items()}
 
 def laid_out_like(v: Tensor, p: Tensor) -> Tensor: # a whole tensor; the parameter that it belongs to
-    "v in the order of p's memory, which a fused optimizer relies on; this process's part of it if p is sharded. Other shapes as they are."
+    """v in the order of p's memory, which a fused optimizer relies on; this process's part of it if p is
+    sharded. Other shapes as they are."""
     from torch.distributed.tensor import distribute_tensor
     if v.shape != p.shape: return v
-    return distribute_tensor(v, p.device_mesh, p.placements) if is_part(p) else torch.empty_like(p, dtype=v.dtype).copy_(v)
+    return (distribute_tensor(v, p.device_mesh, p.placements) if is_part(p)
+            else torch.empty_like(p, dtype=v.dtype).copy_(v))
 
 # %% ../nbs/10_training.ipynb #9b0a67a1
 def clip_gradient(model: nn.Module, # sharded, each process with the gradient of its own examples for the rest
@@ -109,7 +117,8 @@ def checkpoint_path(run: Path | str, previous: bool = False) -> Path: # file
 
 def digest(name: str, v: Tensor) -> int: # on the CPU
     "CRC-32 of a tensor's name, type, shape and bytes."
-    return zlib.crc32(v.contiguous().reshape(-1).view(torch.uint8).numpy(), zlib.crc32(f'{name} {v.dtype} {tuple(v.shape)}'.encode()))
+    return zlib.crc32(v.contiguous().reshape(-1).view(torch.uint8).numpy(),
+                      zlib.crc32(f'{name} {v.dtype} {tuple(v.shape)}'.encode()))
 
 def seal(step: str, sums: str) -> str:
     "CRC-32 of the header: the step and the sums of the tensors."
@@ -125,15 +134,16 @@ def keep(path: Path, other: Path) -> None:
     "Gives a file a second name, in one moment, whatever had that name before."
     spare = other.with_suffix('.tmp'); spare.unlink(missing_ok=True)
     try: os.link(path, spare)
-    except OSError: shutil.copyfile(path, spare)                         # a file system without second names
-    os.replace(spare, other); spare.unlink(missing_ok=True)              # both names may have been the same file already
+    except OSError: shutil.copyfile(path, spare)             # a file system without second names
+    os.replace(spare, other); spare.unlink(missing_ok=True)  # both names may have been the same file already
 
 # %% ../nbs/10_training.ipynb #a526795d
 def save_checkpoint(run: Path | str,          # run folder
                     tensors: dict[str, Tensor], # by prefixed name
                     step: int                 # steps done
                    ) -> None:
-    "Writes the checkpoint beside the last one, which it then replaces and keeps as the previous one. Raises OSError, both left as they were, if it cannot be written."
+    """Writes the checkpoint beside the last one, which it then replaces and keeps as the previous one.
+    Raises OSError, both left as they were, if it cannot be written."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
     path = checkpoint_path(run); temporary = path.with_suffix('.tmp')
@@ -141,24 +151,33 @@ def save_checkpoint(run: Path | str,          # run folder
     sums = json.dumps({k: digest(k, v) for k, v in tensors.items()})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, metadata=dict(format=FORMAT, step=str(step), sums=sums, seal=seal(str(step), sums))); sync(temporary)
+        save_file(tensors, temporary,
+                  metadata=dict(format=FORMAT, step=str(step), sums=sums, seal=seal(str(step), sums)))
+        sync(temporary)
         if path.exists(): keep(path, checkpoint_path(run, previous=True))
         os.replace(temporary, path); sync(path.parent)
     except (OSError, SafetensorError) as e:
         with contextlib.suppress(OSError): temporary.unlink(missing_ok=True)
-        raise OSError(f"{path} could not be written at step {step} ({getattr(e, 'strerror', None) or e}); the checkpoint before it is whole: make room or allow writing, then add --resume") from None
+        raise OSError(f"{path} could not be written at step {step} ({getattr(e, 'strerror', None) or e}); "
+                      "the checkpoint before it is whole: make room or allow writing, "
+                      "then add --resume") from None
 
 # %% ../nbs/10_training.ipynb #4970ecd1
-def read_checked(path: Path, prefixes: tuple[str, ...], device: str) -> tuple[dict[str, Tensor], int]: # tensors by prefixed name, steps done
+def read_checked(path: Path, prefixes: tuple[str, ...],
+                 device: str) -> tuple[dict[str, Tensor], int]: # tensors by prefixed name, steps done
     "Raises ValueError for a foreign file and one that differs from its check sums."
     from safetensors import safe_open
     with safe_open(path, 'pt', device='cpu') as f:
         meta = f.metadata() or {}
-        if meta.get('format') != FORMAT: raise ValueError(f"it is not a checkpoint of this package (format {meta.get('format')!r})")
-        tensors, names, sums = {k: f.get_tensor(k) for k in f.keys() if k.startswith(prefixes)}, set(f.keys()), json.loads(meta.get('sums', '{}'))
-    if sums and (meta.get('seal') != seal(meta['step'], meta['sums']) or names != sums.keys()): raise ValueError('truncated or damaged: its header differs from its check sum')
+        if meta.get('format') != FORMAT:
+            raise ValueError(f"it is not a checkpoint of this package (format {meta.get('format')!r})")
+        tensors, names, sums = ({k: f.get_tensor(k) for k in f.keys() if k.startswith(prefixes)},
+                                set(f.keys()), json.loads(meta.get('sums', '{}')))
+    if sums and (meta.get('seal') != seal(meta['step'], meta['sums']) or names != sums.keys()):
+        raise ValueError('truncated or damaged: its header differs from its check sum')
     for k, v in tensors.items():
-        if sums and digest(k, v) != sums.get(k): raise ValueError(f'truncated or damaged: {k} differs from its check sum')
+        if sums and digest(k, v) != sums.get(k):
+            raise ValueError(f'truncated or damaged: {k} differs from its check sum')
     return {k: v.to(device) for k, v in tensors.items()}, int(meta['step'])
 
 def load_checkpoint(run: Path | str,     # run folder
@@ -166,14 +185,21 @@ def load_checkpoint(run: Path | str,     # run folder
                     device: str = 'cpu',
                     previous: bool = False # the one before the last
                    ) -> tuple[dict[str, Tensor], int]: # tensors by prefixed name, steps done
-    "Reads a checkpoint; raises FileNotFoundError if there is none, ValueError naming the file if it is truncated, damaged or foreign."
+    """Reads a checkpoint; raises FileNotFoundError if there is none, ValueError naming the file if it is
+    truncated, damaged or foreign."""
     from safetensors import SafetensorError
     path = checkpoint_path(run, previous)
-    if not path.exists(): raise FileNotFoundError(f"no checkpoint at {path}: " + ('leave out --previous' if previous else 'train first, or name another run folder'))
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint at {path}: "
+                                + ('leave out --previous' if previous
+                                   else 'train first, or name another run folder'))
     try: return read_checked(path, prefixes, device)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as e:
-        said = str(e) if isinstance(e, ValueError) and str(e).startswith(('it is', 'truncated')) else f'truncated or damaged ({e})'
-        remedy = 'train with --resume --previous to continue from the one before it' if not previous and checkpoint_path(run, True).exists() else 'restore the run folder from a copy, or train again'
+        said = (str(e) if isinstance(e, ValueError) and str(e).startswith(('it is', 'truncated'))
+                else f'truncated or damaged ({e})')
+        remedy = ('train with --resume --previous to continue from the one before it'
+                  if not previous and checkpoint_path(run, True).exists()
+                  else 'restore the run folder from a copy, or train again')
         raise ValueError(f"{path}: {said}: {remedy}") from None
 
 def fall_back(run: Path | str) -> None: # run folder
@@ -181,10 +207,13 @@ def fall_back(run: Path | str) -> None: # run folder
     load_checkpoint(run, previous=True); keep(checkpoint_path(run, previous=True), checkpoint_path(run))
 
 # %% ../nbs/10_training.ipynb #048dd4b2
-def state_tensors(model: Diffusion, ema: AveragedModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]: # by prefixed name
+def state_tensors(model: Diffusion, ema: AveragedModel,
+                  optimizer: torch.optim.Optimizer) -> dict[str, Tensor]: # by prefixed name
     "Everything that training continues from, as named tensors."
-    moments = {f'optimizer.{i}.{k}': v for i, state in optimizer.state_dict()['state'].items() for k, v in state.items()}
-    return {**{f'model.{k}': v for k, v in model.state_dict().items()}, **{f'ema.{k}': v for k, v in ema.state_dict().items()}, **moments}
+    moments = {f'optimizer.{i}.{k}': v for i, state in optimizer.state_dict()['state'].items()
+               for k, v in state.items()}
+    return {**{f'model.{k}': v for k, v in model.state_dict().items()},
+            **{f'ema.{k}': v for k, v in ema.state_dict().items()}, **moments}
 
 def named_with(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]: # without the prefix
     "The tensors whose names begin with a prefix."
@@ -192,8 +221,12 @@ def named_with(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]: # 
 
 def restore(tensors: dict[str, Tensor], model: Diffusion, ema: AveragedModel) -> None:
     "Loads weights and average back; raises ValueError if they belong to another model."
-    try: model.load_state_dict(named_with('model.', tensors)); ema.load_state_dict(named_with('ema.', tensors))
-    except RuntimeError as e: raise ValueError("the checkpoint belongs to another model: " + ' '.join(str(e).split())[:200]) from None
+    try:
+        model.load_state_dict(named_with('model.', tensors))
+        ema.load_state_dict(named_with('ema.', tensors))
+    except RuntimeError as e:
+        raise ValueError("the checkpoint belongs to another model: "
+                         + ' '.join(str(e).split())[:200]) from None
 
 def restore_moments(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
     "Loads the optimizer's state back; of a sharded one each process its part."
@@ -207,10 +240,15 @@ def restore_moments(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer
 def check_run(run: Path | str,    # folder
               resume: bool = False # continue what is there?
              ) -> Path:           # the folder
-    "Raises FileExistsError for a used folder, FileNotFoundError when there is nothing to resume. Files that a kill left unfinished are no use."
+    """Raises FileExistsError for a used folder, FileNotFoundError when there is nothing to resume. Files
+    that a kill left unfinished are no use."""
     run = Path(run); used = run.exists() and any(p.suffix != '.tmp' for p in run.iterdir())
-    if resume and not (run / 'config.json').exists(): raise FileNotFoundError(f"{run} holds no run to resume: leave out --resume to start one, or name another folder")
-    if used and not resume: raise FileExistsError(f"{run} exists and is not empty: add --resume to continue it, or name another folder")
+    if resume and not (run / 'config.json').exists():
+        raise FileNotFoundError(f"{run} holds no run to resume: leave out --resume to start one, "
+                                "or name another folder")
+    if used and not resume:
+        raise FileExistsError(f"{run} exists and is not empty: add --resume to continue it, "
+                              "or name another folder")
     return run
 
 def open_run(run: Path | str, config: dict, # how to rebuild the model and its data, stored as JSON
@@ -222,7 +260,8 @@ def open_run(run: Path | str, config: dict, # how to rebuild the model and its d
 
 def write_whole(path: Path, text: str) -> None:
     "Writes a file under another name and renames it: never half a file."
-    temporary = path.with_name(path.name + '.tmp'); temporary.write_text(text); sync(temporary); os.replace(temporary, path)
+    temporary = path.with_name(path.name + '.tmp')
+    temporary.write_text(text); sync(temporary); os.replace(temporary, path)
 
 def trim_log(run: Path, step: int # the last step to keep
             ) -> float:           # seconds trained until then
@@ -242,8 +281,9 @@ def locked(run: Path | str # folder, made if it is not there
     try:
         try: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
-            if e.errno not in (errno.EWOULDBLOCK, errno.EACCES): yield; return      # a file system without locks
-            raise BlockingIOError(f"{run} is being trained by another process: wait until it ends, or name another folder") from None
+            if e.errno not in (errno.EWOULDBLOCK, errno.EACCES): yield; return  # a file system without locks
+            raise BlockingIOError(f"{run} is being trained by another process: wait until it ends, "
+                                  "or name another folder") from None
         yield
     finally: os.close(handle)
 
@@ -292,7 +332,9 @@ class Part(NamedTuple):
     def numbers(self) -> Iterator[None]:
         "Random numbers inside are those of this share."
         own = 0 if self.world == 1 else 1 + self.rank                     # dropout differs between shares
-        with seeded(*self.key, own), contextlib.nullcontext() if self.world == 1 else Share(self.rank, self.world, mixed(*self.key, 0)): yield
+        with (seeded(*self.key, own), contextlib.nullcontext() if self.world == 1
+                                      else Share(self.rank, self.world, mixed(*self.key, 0))):
+            yield
 
 def parts_of(x: Tensor, y: Tensor | None, # this process's examples
              accumulate: int,             # number of parts
@@ -300,14 +342,17 @@ def parts_of(x: Tensor, y: Tensor | None, # this process's examples
             ) -> list[Part]:
     "This process's examples in equal parts."
     rank, world = accelerator.process_index, accelerator.num_processes
-    return [Part(x[a::accumulate], None if y is None else y[a::accumulate], rank + world * a, world * accumulate, key) for a in range(accumulate)]
+    return [Part(x[a::accumulate], None if y is None else y[a::accumulate], rank + world * a,
+                 world * accumulate, key) for a in range(accumulate)]
 
 @contextlib.contextmanager
 def observed_once(model: Diffusion, parts: int # number of them
                  ) -> Iterator[None]:
     "Schedule and clock learn from all parts at once, at the end."
-    learners = [] if parts == 1 else [s for s in (model.schedule, model.clock) if s is not None]; seen = [[] for _ in learners]
-    for learner, pairs in zip(learners, seen): learner.observe = lambda gamma, loss, pairs=pairs: pairs.append((gamma, loss))
+    learners = [] if parts == 1 else [s for s in (model.schedule, model.clock) if s is not None]
+    seen = [[] for _ in learners]
+    for learner, pairs in zip(learners, seen):
+        learner.observe = lambda gamma, loss, pairs=pairs: pairs.append((gamma, loss))
     try: yield
     finally:
         for learner in learners: del learner.observe
@@ -315,23 +360,28 @@ def observed_once(model: Diffusion, parts: int # number of them
         if pairs: learner.observe(*map(torch.cat, zip(*pairs)))
 
 # %% ../nbs/10_training.ipynb #ada15258
-def finite_or_raise(step: int, values: dict[str, float], norm: float) -> None: # terms in bits/dim, norm of the gradient
+def finite_or_raise(step: int, values: dict[str, float],
+                    norm: float) -> None: # terms in bits/dim, norm of the gradient
     "Raises FloatingPointError naming the step and the term unless everything is finite."
     if math.isfinite(norm): return
     bad = [name for name, value in values.items() if not math.isfinite(value)] or ['gradient']
-    raise FloatingPointError(f"step {step}: {' and '.join(bad)} not finite; stopped before the weights changed, the last checkpoint is whole: lower lr or clip, or look for bad data")
+    raise FloatingPointError(f"step {step}: {' and '.join(bad)} not finite; stopped before the weights "
+                             "changed, the last checkpoint is whole: lower lr or clip, or look for bad data")
 
 def gradient(accelerator, model: nn.Module, # prepared by the accelerator
-             parts: list[Part], T: int | None, event_shape: tuple[int, ...], beta: float) -> Tensor: # loss and terms in bits/dim, (1 + terms,)
+             parts: list[Part], T: int | None, event_shape: tuple[int, ...],
+             beta: float) -> Tensor: # loss and terms in bits/dim, (1 + terms,)
     "Adds up the gradient of the parts' mean loss; returns their mean loss and terms."
     values = []
     for i, part in enumerate(parts):
         with accelerator.no_sync(model) if i + 1 < len(parts) else contextlib.nullcontext():
-            x, y = part.x.to(accelerator.device), {} if part.y is None else dict(y=part.y.to(accelerator.device))
+            x, y = (part.x.to(accelerator.device),
+                    {} if part.y is None else dict(y=part.y.to(accelerator.device)))
             with part.numbers(), accelerator.autocast(): terms = model(x, T=T, **y)
             loss = bits_per_dim((terms.loss + (beta - 1) * terms.latent).mean(), event_shape)
             accelerator.backward(loss / len(parts))
-        values.append(torch.stack([loss.detach(), *(bits_per_dim(v.detach().mean(), event_shape) for v in terms)]))
+        values.append(torch.stack([loss.detach(),
+                                   *(bits_per_dim(v.detach().mean(), event_shape) for v in terms)]))
     return torch.stack(values).mean(0)
 
 def train_step(accelerator, model: nn.Module, # prepared by the accelerator
@@ -339,12 +389,17 @@ def train_step(accelerator, model: nn.Module, # prepared by the accelerator
                step: int, clip: float, T: int | None, event_shape: tuple[int, ...],
                beta: float = 1., # weight of the latent's divergence
                stop: Callable[[], bool] = lambda: False # has this process been asked to end?
-              ) -> tuple[float, dict[str, float], float, bool]: # loss, terms in bits/dim; norm of the gradient; has any process been asked?
-    "One step of AdamW on the bound in bits/dim; raises FloatingPointError when something is not finite. What it returns is the same in all processes."
-    with observed_once(getattr(model, 'module', model), len(parts)): values = gradient(accelerator, model, parts, T, event_shape, beta)
+              # loss, terms in bits/dim; norm of the gradient; has any process been asked?
+              ) -> tuple[float, dict[str, float], float, bool]:
+    """One step of AdamW on the bound in bits/dim; raises FloatingPointError when something is not finite.
+    What it returns is the same in all processes."""
+    with observed_once(getattr(model, 'module', model), len(parts)):
+        values = gradient(accelerator, model, parts, T, event_shape, beta)
     spread = any(map(is_part, model.parameters()))
-    norm = clip_gradient(model, clip) if spread else float(accelerator.clip_grad_norm_(model.parameters(), clip))
-    loss, *terms, asked = accelerator.reduce(torch.cat([values, values.new_tensor([float(stop())])]), 'mean').tolist()
+    norm = (clip_gradient(model, clip) if spread
+            else float(accelerator.clip_grad_norm_(model.parameters(), clip)))
+    loss, *terms, asked = accelerator.reduce(torch.cat([values, values.new_tensor([float(stop())])]),
+                                             'mean').tolist()
     terms = dict(zip(Terms._fields, terms)); finite_or_raise(step, terms, norm)
     optimizer.step(); optimizer.zero_grad()
     return loss, terms, norm, asked > 0
@@ -362,7 +417,8 @@ class Progress(NamedTuple):
 
     def line(self) -> str: # JSON
         "One line of metrics.jsonl; losses in bits/dim."
-        values = dict(step=self.step, loss=self.loss, **self.terms, lr=self.lr, grad_norm=self.grad_norm, seconds=round(self.seconds, 3))
+        values = dict(step=self.step, loss=self.loss, **self.terms, lr=self.lr, grad_norm=self.grad_norm,
+                      seconds=round(self.seconds, 3))
         return json.dumps(values) + '\n'
 
 # %% ../nbs/10_training.ipynb #91678cc4
@@ -371,11 +427,15 @@ def adapted(net: nn.Module,       # the denoiser
             checkpointing: bool,  # compute the inside of its blocks again in the backward pass?
             compile: bool         # compile it?
            ) -> Iterator[None]:
-    "The network runs with less memory or in less time. Raises ValueError if there are no blocks to checkpoint."
+    """The network runs with less memory or in less time. Raises ValueError if there are
+    no blocks to checkpoint."""
     twice = blocks(net) if checkpointing else []
-    if checkpointing and not twice: raise ValueError(f"checkpointing=True: {type(net).__name__} keeps no blocks in a ModuleList; leave it out")
+    if checkpointing and not twice:
+        raise ValueError(f"checkpointing=True: {type(net).__name__} keeps no blocks in a "
+                         "ModuleList; leave it out")
     for block in twice: block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-    if compile: net.compile(options={'fallback_random': True})            # the random numbers of the network that is not compiled
+    # the random numbers of the network that is not compiled
+    if compile: net.compile(options={'fallback_random': True})
     try: yield
     finally:
         for block in twice: del block.forward
@@ -387,22 +447,34 @@ def check_settings(**settings: float) -> None:
     for name, value in settings.items():
         if not value > 0: raise ValueError(f"{name}={value} must be positive")
 
-def check_shares(model: Diffusion, batch_size: int, accumulate: int, world: int) -> None: # number of processes
-    "Raises ValueError unless every process gets equal parts, and for a schedule that needs the whole batch at once."
-    if batch_size % (world * accumulate): raise ValueError(f"batch_size={batch_size}: choose a multiple of {world * accumulate}, {world} processes with accumulate={accumulate} parts each")
-    if accumulate > 1 and model.variance: raise ValueError(f"accumulate={accumulate}: variance=True weighs an example by the mean loss of its whole batch; set accumulate=1")
+def check_shares(model: Diffusion, batch_size: int, accumulate: int,
+                 world: int) -> None: # number of processes
+    """Raises ValueError unless every process gets equal parts, and for a schedule that needs
+    the whole batch at once."""
+    if batch_size % (world * accumulate):
+        raise ValueError(f"batch_size={batch_size}: choose a multiple of {world * accumulate}, "
+                         f"{world} processes with accumulate={accumulate} parts each")
+    if accumulate > 1 and model.variance:
+        raise ValueError(f"accumulate={accumulate}: variance=True weighs an example by the mean loss of its "
+                         "whole batch; set accumulate=1")
 
 def check_shard(shard: bool, compile: bool, precision: str) -> None:
     "Raises ValueError for what does not go with sharded weights."
-    if shard and compile: raise ValueError("shard=True with compile=True: blocks that are put together when it is their turn are not compiled; leave one out")
-    if shard and precision == 'fp16': raise ValueError("shard=True with precision='fp16': gradients of sharded weights are not scaled; use bf16")
+    if shard and compile:
+        raise ValueError("shard=True with compile=True: "
+                         "blocks that are put together when it is their turn are not compiled; leave one out")
+    if shard and precision == 'fp16':
+        raise ValueError("shard=True with precision='fp16': "
+                         "gradients of sharded weights are not scaled; use bf16")
 
 def check_labels(model: Diffusion, y: Tensor | None # labels of the training set
                 ) -> bool:                         # does the network read them?
     "Raises ValueError for a network with classes unless every image has one of them."
     classes = getattr(model.net, 'classes', 0)
     if classes and (y is None or int(y.min()) < 0 or int(y.max()) >= classes):
-        raise ValueError(f"classes={classes} but the data has " + ('no labels: set classes=0' if y is None else f'labels {int(y.min())}..{int(y.max())}: set classes={int(y.max()) + 1}'))
+        raise ValueError(f"classes={classes} but the data has "
+                         + ('no labels: set classes=0' if y is None
+                            else f'labels {int(y.min())}..{int(y.max())}: set classes={int(y.max()) + 1}'))
     return classes > 0
 
 def first_process() -> bool:
@@ -410,12 +482,17 @@ def first_process() -> bool:
     return int(os.environ.get('RANK', 0)) == 0
 
 def started(precision: str): # accelerate's mixed precision; the Accelerator
-    "The device, and the other processes if there are any. A precision chosen earlier in this process is forgotten."
+    """The device, and the other processes if there are any. A precision chosen earlier in
+    this process is forgotten."""
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision: AcceleratorState._reset_state()
-    # what a schedule learns is the same everywhere, so buffers need not be sent; gradients are averaged where they lie
-    return Accelerator(mixed_precision=precision, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)])
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()
+    # what a schedule learns is the same everywhere, so buffers need not be sent; gradients
+    # are averaged where they lie
+    return Accelerator(mixed_precision=precision,
+                       kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False,
+                                                                      gradient_as_bucket_view=True)])
 
 def adamw(model: Diffusion, **options # lr, betas, weight_decay
          ) -> torch.optim.AdamW:
@@ -461,27 +538,39 @@ def fit(model: Diffusion,           # trained in place
         previous: bool = False,     # resume from the checkpoint before the last one?
         stop: Callable[[], bool] = lambda: False # asked after each step: save and end?
        ) -> Iterator[Progress]:     # after each step
-    "AdamW on the bound in bits/dim. Raises ValueError for bad settings or data, OSError for a folder used, locked or not writable, FloatingPointError when a term is not finite."
-    check_settings(steps=steps, batch_size=batch_size, lr=lr, clip=clip, log_every=log_every, save_every=save_every, beta=beta, accumulate=accumulate)
-    model.check(data.train.x[:1]); labelled, average, accelerator = check_labels(model, data.train.y), moving_average(model, ema), started(precision)
-    rank, world, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process; check_shares(model, batch_size, accumulate, world)
+    """AdamW on the bound in bits/dim. Raises ValueError for bad settings or data, OSError for a folder
+    used, locked or not writable, FloatingPointError when a term is not finite."""
+    check_settings(steps=steps, batch_size=batch_size, lr=lr, clip=clip, log_every=log_every,
+                   save_every=save_every, beta=beta, accumulate=accumulate)
+    model.check(data.train.x[:1])
+    labelled, average, accelerator = (check_labels(model, data.train.y), moving_average(model, ema),
+                                      started(precision))
+    rank, world, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
+    check_shares(model, batch_size, accumulate, world)
     check_shard(shard, compile, precision); shard = shard and world > 1
-    with opened(accelerator, out, config or {}, resume, previous) as run, adapted(model.net, checkpointing, compile):
+    with (opened(accelerator, out, config or {}, resume, previous) as run,
+          adapted(model.net, checkpointing, compile)):
         model.to(accelerator.device).train(); average.to(accelerator.device)
         tensors, done, seconds = continued(run if resume else None, main); start = time.time() - seconds
         if tensors: restore(tensors, model, average)
         if shard: sharded(model, accelerator.device); sharded(average.module, accelerator.device)
         optimizer = adamw(model, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay)
         if tensors: restore_moments(tensors, optimizer)
-        wrapped, optimizer = (model, accelerator.prepare(optimizer)) if shard else accelerator.prepare(model, optimizer)
-        stream = batches(data.train.x, data.train.y if labelled else None, batch_size, seed, step=done, rank=rank, world=world)
-        for step in tqdm(range(done + 1, steps + 1), 'training', steps, initial=done, disable=not (progress and main)):
+        wrapped, optimizer = ((model, accelerator.prepare(optimizer)) if shard
+                              else accelerator.prepare(model, optimizer))
+        stream = batches(data.train.x, data.train.y if labelled else None, batch_size, seed, step=done,
+                         rank=rank, world=world)
+        for step in tqdm(range(done + 1, steps + 1), 'training', steps, initial=done,
+                         disable=not (progress and main)):
             for group in optimizer.param_groups: group['lr'] = lr * min(1, step / max(1, warmup))
             parts = parts_of(*next(stream), accumulate, accelerator, seed, step)
-            loss, terms, norm, ending = train_step(accelerator, wrapped, optimizer, parts, step, clip, T, model.event_shape, beta * min(1, step / max(1, beta_warmup)), stop)
+            loss, terms, norm, ending = train_step(accelerator, wrapped, optimizer, parts,
+                                                   step, clip, T, model.event_shape,
+                                                   beta * min(1, step / max(1, beta_warmup)), stop)
             average.update_parameters(model)
             now = Progress(step, loss, terms, group['lr'], norm, time.time() - start, average.module)
-            last = step == steps; save = run and (main or shard) and (step % save_every == 0 or last or ending)
+            last = step == steps
+            save = run and (main or shard) and (step % save_every == 0 or last or ending)
             stored = whole(state_tensors(model, average, optimizer)) if save else None
             if run and main: record(run, now, stored, step % log_every == 0 or last)
             yield now

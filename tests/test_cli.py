@@ -1,4 +1,5 @@
-"The command line as a user meets it: a process, its exit status, what it prints and what it leaves on the disk."
+"""The command line as a user meets it: a process, its exit status, what it prints and
+what it leaves on the disk."""
 import json, os, subprocess, sys, time
 import pytest
 
@@ -6,13 +7,16 @@ ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
 SMALL = '--channels 8 --blocks 1 --batch_size 16'.split()
 
 def cli(*words, **env):
-    return subprocess.run([sys.executable, '-m', 'mulan_vdm.cli', *map(str, words)], capture_output=True, text=True, env={**ENV, **env})
+    return subprocess.run([sys.executable, '-m', 'mulan_vdm.cli', *map(str, words)], capture_output=True,
+                          text=True, env={**ENV, **env})
 
 def best_of(n, *command):
     "Shortest of n wall times: the machine's noise only ever adds."
     times = []
     for _ in range(n):
-        start = time.perf_counter(); subprocess.run(command, check=True, capture_output=True, env=ENV); times.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True, env=ENV)
+        times.append(time.perf_counter() - start)
     return min(times)
 
 @pytest.fixture(scope='module')
@@ -27,7 +31,8 @@ def test_help_is_quick():
 
 def test_import_costs_little_more_than_torch():
     "Processor time of the second import, in a process that has torch already."
-    code = 'import torch, time; start = time.process_time(); import mulan_vdm; print(time.process_time() - start)'
+    code = ('import torch, time; start = time.process_time(); import mulan_vdm; '
+            'print(time.process_time() - start)')
     done = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True, env=ENV)
     assert float(done.stdout) < 0.3
 
@@ -43,7 +48,8 @@ def test_the_lines_of_the_readme(run):
     assert abs(report['bpd'] - sum(mean for mean, _ in report['terms'].values())) < 1e-9
     steps = [json.loads(line)['step'] for line in (run / 'metrics.jsonl').read_text().splitlines()]
     assert steps == sorted(set(steps)) and steps[-1] == 8
-    for picture in ('samples.png', 'schedule.png', 'metrics.png'): assert (run / picture).read_bytes()[:4] == b'\x89PNG'
+    for picture in ('samples.png', 'schedule.png', 'metrics.png'):
+        assert (run / picture).read_bytes()[:4] == b'\x89PNG'
 
 def test_info_without_a_run():
     told = cli('info').stdout
@@ -51,10 +57,13 @@ def test_info_without_a_run():
 
 def test_train_help_lists_arguments_of_system_and_fit():
     told = cli('train', '--help').stdout
-    for flag in ('--channels', '--gamma_min', '--learn_ends', '--no-learn_ends', '--lr', '--save_every', '--preset'): assert flag in told
+    for flag in ('--channels', '--gamma_min', '--learn_ends', '--no-learn_ends', '--lr',
+                 '--save_every', '--preset'):
+        assert flag in told
 
 @pytest.mark.parametrize('words, message', [
-    (['train', '--preset', 'vdm-digit', '--out', 'NEW'], "unknown preset 'vdm-digit': choose one of vdm-digits"),
+    (['train', '--preset', 'vdm-digit', '--out', 'NEW'],
+     "unknown preset 'vdm-digit': choose one of vdm-digits"),
     (['train', '--data', 'mnist', '--out', 'NEW'], "mnist"),
     (['train', '--out', 'RUN'], 'add --resume'),
     (['train', '--out', 'NEW', '--resume'], 'no config.json'),
@@ -65,21 +74,24 @@ def test_train_help_lists_arguments_of_system_and_fit():
     (['evaluate', 'NEW'], 'no config.json'),
     (['evaluate', 'RUN', '--draws', '1'], 'draws=1'),
     (['sample', 'RUN', '--steps', '0'], 'steps=0'),
-])
+   ])
 def test_mistakes_end_in_one_line(run, tmp_path, words, message):
     before = {p: p.read_bytes() for p in run.rglob('*') if p.is_file()}
     done = cli(*(str(run) if w == 'RUN' else str(tmp_path / 'new') if w == 'NEW' else w for w in words))
     line = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 1 and 'Traceback' not in done.stderr and line.startswith('mulan-vdm: ') and message in line, done.stderr
-    assert {p: p.read_bytes() for p in run.rglob('*') if p.is_file()} == before and not (tmp_path / 'new').exists()
+    assert (done.returncode == 1 and 'Traceback' not in done.stderr and line.startswith('mulan-vdm: ')
+            and message in line), done.stderr
+    assert ({p: p.read_bytes() for p in run.rglob('*') if p.is_file()} == before
+            and not (tmp_path / 'new').exists())
 
-@pytest.mark.parametrize('words', [['train', '--learn_ends', 'False', '--out', 'x'], ['trian'], ['train', '--T', 'many', '--out', 'x'], ['train']])
+@pytest.mark.parametrize('words', [['train', '--learn_ends', 'False', '--out', 'x'], ['trian'],
+                                   ['train', '--T', 'many', '--out', 'x'], ['train']])
 def test_words_that_argparse_refuses(words):
     done = cli(*words)
     assert done.returncode == 2 and 'Traceback' not in done.stderr
 
-@pytest.mark.parametrize('damage, message', [
-    (lambda b: b[:len(b) // 2], 'truncated or damaged'), (lambda b: b'not a checkpoint' * 100, 'truncated or damaged'), (lambda b: b'', 'truncated or damaged')])
+@pytest.mark.parametrize('damage, message', [(lambda b: b[:len(b) // 2], 'truncated or damaged'),
+    (lambda b: b'not a checkpoint' * 100, 'truncated or damaged'), (lambda b: b'', 'truncated or damaged')])
 def test_damaged_checkpoint(run, damage, message):
     path = run / 'checkpoint' / 'state.safetensors'; whole = path.read_bytes()
     try:
@@ -91,7 +103,8 @@ def test_damaged_checkpoint(run, damage, message):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     out = tmp_path / 'run'
-    done = cli('train', *SMALL, '--steps', 20, '--save_every', 1, '--lr', 1e18, '--warmup', 0, '--clip', 1e30, '--out', out)
+    done = cli('train', *SMALL, '--steps', 20, '--save_every', 1, '--lr', 1e18, '--warmup', 0, '--clip',
+               1e30, '--out', out)
     assert done.returncode == 1 and 'not finite' in done.stderr and 'Traceback' not in done.stderr
     from safetensors.torch import load_file
     tensors = load_file(out / 'checkpoint' / 'state.safetensors')

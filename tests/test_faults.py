@@ -1,4 +1,5 @@
-"""What a run survives: kills at any moment, a full disk, a damaged checkpoint, a second process, bad data. Each fault is made, not imagined."""
+"""What a run survives: kills at any moment, a full disk, a damaged checkpoint, a second process, bad data.
+Each fault is made, not imagined."""
 import errno, json, os, pickle, resource, signal, subprocess, sys, textwrap, time
 from pathlib import Path
 import numpy as np, pytest, torch
@@ -13,13 +14,19 @@ ROOT = Path(__file__).parent.parent
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT), 'CUDA_VISIBLE_DEVICES': ''}
 options = dict(steps=20, batch_size=8, lr=1e-3, warmup=5, ema=0.9, save_every=2, log_every=1, progress=False)
 
-def tiny(seed=0): torch.manual_seed(seed); return Diffusion(UNet(1, 4, 1, fourier=(3,), attention=False), Adaptive(-7.9, 5.), Codec(17), (1, 8, 8))
+def tiny(seed=0):
+    torch.manual_seed(seed)
+    return Diffusion(UNet(1, 4, 1, fourier=(3,), attention=False), Adaptive(-7.9, 5.), Codec(17), (1, 8, 8))
 
 def train(out, **changed):
     "Starts or continues the run, as a user would after a crash."
-    for _ in fit(tiny(), load('digits'), out=out, resume=(Path(out) / 'config.json').exists(), **{**options, **changed}): pass
+    for _ in fit(tiny(), load('digits'), out=out, resume=(Path(out) / 'config.json').exists(),
+                 **{**options, **changed}):
+        pass
 
-def log(run): return [{k: v for k, v in json.loads(l).items() if k != 'seconds'} for l in (Path(run) / 'metrics.jsonl').read_text().splitlines()]
+def log(run):
+    return [{k: v for k, v in json.loads(l).items() if k != 'seconds'}
+            for l in (Path(run) / 'metrics.jsonl').read_text().splitlines()]
 
 def equal(a, b):
     (x, i), (y, j) = load_checkpoint(a), load_checkpoint(b)
@@ -28,23 +35,28 @@ def equal(a, b):
 # ---- SIGKILL. A process that has imported everything is forked for each life; it trains until it is killed.
 
 server = textwrap.dedent("""
-    import sys; sys.path.insert(0, sys.argv[1]); import os, signal, random, time, json, torch, test_faults, accelerate, torch._dynamo
+    import sys; sys.path.insert(0, sys.argv[1])
+    import os, signal, random, time, json, torch, test_faults, accelerate, torch._dynamo
     from pathlib import Path
     torch.set_num_threads(1)
     folder, source = Path(sys.argv[2]), test_faults.training.__file__
 
     class Lines:
-        "Counts lines of training.py, in the functions `names` or in all, and kills this process before number `fatal`."
+        '''Counts lines of training.py, in the functions `names` or in all, and kills this
+        process before number `fatal`.'''
         def __init__(self, fatal=None, names=()): self.n, self.fatal, self.names = 0, fatal, names
         def __call__(self, frame, event, arg):
             code = frame.f_code
-            if event == 'call': return self if code.co_filename == source and (not self.names or code.co_name in self.names) else None
+            if event == 'call':
+                return (self if code.co_filename == source and (not self.names or code.co_name in self.names)
+                        else None)
             self.n += event == 'line'
             if event == 'line' and self.n == self.fatal: os.kill(os.getpid(), signal.SIGKILL)
             return self
 
     def life(run, line=None, delay=None, count=False):
-        "Train in a child; kill it when it has executed so many lines of training.py, or so many seconds after its first step. Exit status, lines."
+        '''Train in a child; kill it when it has executed so many lines of training.py, or so many seconds
+        after its first step. Exit status, lines.'''
         r, w = os.pipe(); pid = os.fork()
         if pid == 0:
             lines = Lines(line)
@@ -55,25 +67,34 @@ server = textwrap.dedent("""
         os.close(w)
         if delay is not None:                                             # from its first step on
             written = run / 'metrics.jsonl'; before = written.stat().st_mtime_ns if written.exists() else 0
-            while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) and not (written.exists() and written.stat().st_size and written.stat().st_mtime_ns > before): time.sleep(0.001)
+            while (not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                   and not (written.exists() and written.stat().st_size
+                            and written.stat().st_mtime_ns > before)):
+                time.sleep(0.001)
             time.sleep(delay); os.kill(pid, signal.SIGKILL)
         status = os.waitpid(pid, 0)[1]; n = os.read(r, 20); os.close(r)
         return status, int(n or 0)
 
-    status, total = life(folder / 'whole', count=True); assert life(folder / 'timed')[0] == status == 0; seconds = json.loads((folder / 'timed' / 'metrics.jsonl').read_text().splitlines()[-1])['seconds']
+    status, total = life(folder / 'whole', count=True)
+    assert life(folder / 'timed')[0] == status == 0
+    seconds = json.loads((folder / 'timed' / 'metrics.jsonl').read_text().splitlines()[-1])['seconds']
     rng, where, runs = random.Random(0), [], 0
     for way in ('line', 'delay'):
         kills = 0
         while kills < 10:
             run = folder / f'run{runs}'; runs += 1
-            for again in range(9):                                # a life or two cut short, then one to the end
-                how = {} if kills == 10 or again > 1 else dict(line=rng.randrange(1, total)) if way == 'line' else dict(delay=rng.uniform(0, seconds))
+            for again in range(9):  # a life or two cut short, then one to the end
+                how = ({} if kills == 10 or again > 1 else dict(line=rng.randrange(1, total)) if way == 'line'
+                       else dict(delay=rng.uniform(0, seconds)))
                 status, _ = life(run, **how)
-                assert status == 0 or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL), status
+                assert status == 0 or (os.WIFSIGNALED(status)
+                                       and os.WTERMSIG(status) == signal.SIGKILL), status
                 kills += status != 0; checkpoint = test_faults.checkpoint_path(run)
-                where.append([str(how), status, test_faults.load_checkpoint(run)[1] if checkpoint.exists() else 0])
+                where.append([str(how), status,
+                              test_faults.load_checkpoint(run)[1] if checkpoint.exists() else 0])
                 if status == 0: break
-    # inside the second save, once before each of its lines, until one life outlives it: folder, sums, file, second name, renaming
+    # inside the second save, once before each of its lines, until one life outlives it: folder, sums,
+    # file, second name, renaming
     inside, status = [], None
     while status != 0:
         place = len(inside) + 1; run = folder / f'save{place}'; r = os.fork()
@@ -84,8 +105,10 @@ server = textwrap.dedent("""
                 if len(saves) < 2: return save(*a)
                 sys.settrace(Lines(place, ('save_checkpoint', 'sync', 'keep'))); save(*a); os._exit(0)
             test_faults.training.save_checkpoint = killed; test_faults.train(run); os._exit(1)
-        status = os.waitpid(r, 0)[1]; assert status == 0 or os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
-        inside.append([place, status, test_faults.load_checkpoint(run)[1], sorted(p.name for p in (run / 'checkpoint').iterdir())])
+        status = os.waitpid(r, 0)[1]
+        assert status == 0 or os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
+        inside.append([place, status, test_faults.load_checkpoint(run)[1],
+                       sorted(p.name for p in (run / 'checkpoint').iterdir())])
         if place % 6 == 0: assert life(run)[0] == 0
     json.dump(dict(runs=runs, where=where, inside=inside), open(folder / 'said.json', 'w'))
 """)
@@ -93,47 +116,68 @@ server = textwrap.dedent("""
 @pytest.fixture(scope='module')
 def killed(tmp_path_factory):
     folder = tmp_path_factory.mktemp('killed')
-    done = subprocess.run([sys.executable, '-c', server, str(ROOT / 'tests'), str(folder)], env=ENV, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run([sys.executable, '-c', server, str(ROOT / 'tests'), str(folder)], env=ENV,
+                          stderr=subprocess.PIPE, text=True)
     assert done.returncode == 0, done.stderr
     return folder, json.loads((folder / 'said.json').read_text())
 
 def test_sigkill_at_random_moments(killed):
-    "Ten kills after a random number of lines of the training code, ten after a random time. Each run ends bit for bit where the uninterrupted one ends, its log without gap or duplicate."
+    """Ten kills after a random number of lines of the training code, ten after a random time. Each run
+    ends bit for bit where the uninterrupted one ends, its log without gap or duplicate."""
     folder, said = killed; kills = [steps for _, status, steps in said['where'] if status]
-    assert len(kills) == 20 and len(set(kills)) >= 5, said                                      # the moments were spread
-    for i in range(said['runs']): assert equal(folder / f'run{i}', folder / 'whole') and log(folder / f'run{i}') == log(folder / 'whole')
+    assert len(kills) == 20 and len(set(kills)) >= 5, said  # the moments were spread
+    for i in range(said['runs']):
+        assert (equal(folder / f'run{i}', folder / 'whole')
+                and log(folder / f'run{i}') == log(folder / 'whole'))
     assert [l['step'] for l in log(folder / 'whole')] == list(range(1, 21))
 
 def test_sigkill_inside_a_checkpoint(killed):
-    "A kill before every line of a save: before the renaming the old checkpoint is whole, after it the new one, and never neither."
+    """A kill before every line of a save: before the renaming the old checkpoint is whole, after it the
+    new one, and never neither."""
     folder, said = killed; steps = [s for _, status, s, _ in said['inside'] if status]
     assert len(steps) > 15 and steps == sorted(steps) and set(steps) == {2, 4}
-    assert any('state.tmp' in names for *_, names in said['inside'])                           # some left half a file beside it
+    assert any('state.tmp' in names for *_, names in said['inside'])  # some left half a file beside it
     for run in folder.glob('save*'):
-        if load_checkpoint(run)[1] == 20: assert equal(run, folder / 'whole') and log(run) == log(folder / 'whole')
+        if load_checkpoint(run)[1] == 20:
+            assert equal(run, folder / 'whole') and log(run) == log(folder / 'whole')
 
 # ---- the disk
 
 def full(run, limit):
-    "A process whose files may not grow beyond `limit` bytes once step 2 is saved: what it says on the way out."
-    code = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); import test_faults, resource, os\n" \
-           f"try:\n  for p in test_faults.fit(test_faults.tiny(), test_faults.load('digits'), out={str(run)!r}, **test_faults.options):\n    if p.step == 3: resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\nexcept OSError as e: print(e); os._exit(3)"
+    """A process whose files may not grow beyond `limit` bytes once step 2 is saved:
+    what it says on the way out."""
+    code = (f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); import test_faults, resource, os\n"
+            "try:\n  for p in test_faults.fit(test_faults.tiny(), "
+            f"test_faults.load('digits'), out={str(run)!r}, **test_faults.options):\n"
+            f"    if p.step == 3: resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+            "except OSError as e: print(e); os._exit(3)")
     return subprocess.run([sys.executable, '-c', code], env=ENV, capture_output=True, text=True)
 
 def test_no_room_for_a_checkpoint(tmp_path):
-    "The write fails half way: one line names the file, the old checkpoint is whole, nothing half is left, and the run continues to the same end."
-    done = full(tmp_path / 'run', 20_000); assert done.returncode == 3 and done.stdout.count('\n') == 1 and 'state.safetensors could not be written at step 4' in done.stdout and 'add --resume' in done.stdout, done
+    """The write fails half way: one line names the file, the old checkpoint is whole, nothing half is
+    left, and the run continues to the same end."""
+    done = full(tmp_path / 'run', 20_000)
+    assert (done.returncode == 3 and done.stdout.count('\n') == 1
+            and 'state.safetensors could not be written at step 4' in done.stdout
+            and 'add --resume' in done.stdout), done
     assert load_checkpoint(tmp_path / 'run')[1] == 2 and not list((tmp_path / 'run').rglob('*.tmp'))
     train(tmp_path / 'run'); train(tmp_path / 'whole'); assert equal(tmp_path / 'run', tmp_path / 'whole')
 
 def test_full_disk(tmp_path):
     "The same on a disk of 160 KiB that is really full; through the command line."
-    if os.geteuid() or subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=160k', 'none', str(tmp_path)], capture_output=True).returncode: pytest.skip('no small disk can be mounted here')
+    if os.geteuid() or subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=160k', 'none', str(tmp_path)],
+                                      capture_output=True).returncode:
+        pytest.skip('no small disk can be mounted here')
     try:
-        words = ['train', '--preset', 'vdm-digits', '--channels', '4', '--blocks', '1', '--batch_size', '4', '--steps', '6', '--save_every', '1', '--out', str(tmp_path / 'run')]
-        done = subprocess.run([sys.executable, '-m', 'mulan_vdm.cli', *words], env=ENV, capture_output=True, text=True); last = done.stderr.strip().splitlines()[-1]
-        assert done.returncode == 1 and 'Traceback' not in done.stderr and last.startswith('mulan-vdm: ') and 'could not be written' in last and 'No space left' in last, done.stderr
-        tensors, step = load_checkpoint(tmp_path / 'run'); assert step >= 1 and all(v.isfinite().all() for v in tensors.values())
+        words = ['train', '--preset', 'vdm-digits', '--channels', '4', '--blocks', '1', '--batch_size', '4',
+                 '--steps', '6', '--save_every', '1', '--out', str(tmp_path / 'run')]
+        done = subprocess.run([sys.executable, '-m', 'mulan_vdm.cli', *words], env=ENV,
+                              capture_output=True, text=True)
+        last = done.stderr.strip().splitlines()[-1]
+        assert (done.returncode == 1 and 'Traceback' not in done.stderr and last.startswith('mulan-vdm: ')
+                and 'could not be written' in last and 'No space left' in last), done.stderr
+        tensors, step = load_checkpoint(tmp_path / 'run')
+        assert step >= 1 and all(v.isfinite().all() for v in tensors.values())
     finally: subprocess.run(['umount', '-l', str(tmp_path)], check=True)
 
 def test_error_number_of_a_full_disk(tmp_path, monkeypatch):
@@ -143,36 +187,52 @@ def test_error_number_of_a_full_disk(tmp_path, monkeypatch):
         def fails(*a): raise OSError(errno.ENOSPC, 'No space left on device')
         with monkeypatch.context() as m:
             m.setattr(training, name, fails)
-            with pytest.raises(OSError, match='could not be written at step 2 .No space left'): training.save_checkpoint(tmp_path, tensors, 2)
-        assert load_checkpoint(tmp_path)[1] == 1 and sorted(os.listdir(tmp_path / 'checkpoint')) == ['state.safetensors']
+            with pytest.raises(OSError, match='could not be written at step 2 .No space left'):
+                training.save_checkpoint(tmp_path, tensors, 2)
+        assert (load_checkpoint(tmp_path)[1] == 1
+                and sorted(os.listdir(tmp_path / 'checkpoint')) == ['state.safetensors'])
 
 def test_read_only_folder(tmp_path, capsys):
-    "A folder that may not be written in: one line, status 1. Root may write anywhere but on a disk that is mounted for reading."
+    """A folder that may not be written in: one line, status 1. Root may write anywhere but on a disk
+    that is mounted for reading."""
     folder = tmp_path / 'fixed'; folder.mkdir(); folder.chmod(0o555)
-    if os.geteuid() == 0 and subprocess.run(['mount', '-t', 'tmpfs', '-o', 'ro', 'none', str(folder)], capture_output=True).returncode: pytest.skip('nothing can be mounted here')
-    try: status = cli.main(['train', '--channels', '4', '--blocks', '1', '--steps', '2', '--out', str(folder / 'run')])
+    if os.geteuid() == 0 and subprocess.run(['mount', '-t', 'tmpfs', '-o', 'ro', 'none', str(folder)],
+                                            capture_output=True).returncode:
+        pytest.skip('nothing can be mounted here')
+    try:
+        status = cli.main(['train', '--channels', '4', '--blocks', '1', '--steps', '2', '--out',
+                           str(folder / 'run')])
     finally: os.geteuid() or subprocess.run(['umount', '-l', str(folder)], check=True)
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert status == 1 and last.startswith('mulan-vdm: ') and ('Permission denied' in last or 'Read-only' in last) and not (folder / 'run').exists(), last
+    assert (status == 1 and last.startswith('mulan-vdm: ')
+            and ('Permission denied' in last or 'Read-only' in last) and not (folder / 'run').exists()), last
 
 # ---- asked to end, and two at once
 
 def test_sigterm_saves_and_ends_well(tmp_path):
-    "Status 0, a checkpoint of the very step, and a continuation that equals the run that was never asked. Meanwhile a second process is refused."
-    words = ['train', '--preset', 'vdm-digits', '--channels', '4', '--blocks', '1', '--batch_size', '4', '--save_every', '100000', '--log_every', '1', '--out', str(tmp_path / 'run')]
-    first = subprocess.Popen([sys.executable, '-m', 'mulan_vdm.cli', *words, '--steps', '1000000'], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    """Status 0, a checkpoint of the very step, and a continuation that equals the run that was never
+    asked. Meanwhile a second process is refused."""
+    words = ['train', '--preset', 'vdm-digits', '--channels', '4', '--blocks', '1', '--batch_size', '4',
+             '--save_every', '100000', '--log_every', '1', '--out', str(tmp_path / 'run')]
+    first = subprocess.Popen([sys.executable, '-m', 'mulan_vdm.cli', *words, '--steps', '1000000'], env=ENV,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.time() + 240
     while time.time() < deadline and not (tmp_path / 'run' / 'metrics.jsonl').exists(): time.sleep(0.1)
-    with pytest.raises(BlockingIOError, match='being trained by another process'): next(fit(tiny(), load('digits'), out=tmp_path / 'run', resume=True, **options))
+    with pytest.raises(BlockingIOError, match='being trained by another process'):
+        next(fit(tiny(), load('digits'), out=tmp_path / 'run', resume=True, **options))
     assert cli.main([*words, '--resume', '--steps', '1000000']) == 1
     first.send_signal(signal.SIGTERM); said, errors = first.communicate(timeout=240)
-    step = load_checkpoint(tmp_path / 'run')[1]; assert first.returncode == 0 and f'stopped at step {step}, checkpoint saved' in said, errors
+    step = load_checkpoint(tmp_path / 'run')[1]
+    assert first.returncode == 0 and f'stopped at step {step}, checkpoint saved' in said, errors
     assert log(tmp_path / 'run')[-1]['step'] == step >= 1
-    for out, resume in (('run', ['--resume']), ('other', [])): assert cli.main([*words[:-1], str(tmp_path / out), '--steps', str(step + 3), *resume]) == 0
+    for out, resume in (('run', ['--resume']), ('other', [])):
+        assert cli.main([*words[:-1], str(tmp_path / out), '--steps', str(step + 3), *resume]) == 0
     assert equal(tmp_path / 'run', tmp_path / 'other') and log(tmp_path / 'run') == log(tmp_path / 'other')
 
 def test_the_lock_dies_with_its_process(tmp_path):
-    code = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); from mulan_vdm.training import locked; import os, signal\nwith locked({str(tmp_path)!r}): print('held', flush=True); os.kill(os.getpid(), signal.SIGSTOP)"
+    code = (f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); "
+            f"from mulan_vdm.training import locked; import os, signal\nwith locked({str(tmp_path)!r}): "
+            "print('held', flush=True); os.kill(os.getpid(), signal.SIGSTOP)")
     p = subprocess.Popen([sys.executable, '-c', code], env=ENV, stdout=subprocess.PIPE, text=True)
     try:
         assert p.stdout.readline() == 'held\n'
@@ -188,31 +248,44 @@ def run(tmp_path_factory):
     out = tmp_path_factory.mktemp('runs') / 'run'; train(out, steps=6); return out
 
 def test_any_flipped_bit_or_cut_is_refused(run):
-    "300 flipped bits and 100 cuts, anywhere in the file: refused with one line that names the file, or, where the bit carries nothing, loaded as it was."
-    path = checkpoint_path(run); whole, (good, step), rng = path.read_bytes(), load_checkpoint(run), np.random.default_rng(0); harmless = 0; header = 8 + int.from_bytes(whole[:8], 'little')
+    """300 flipped bits and 100 cuts, anywhere in the file: refused with one line that names the file, or,
+    where the bit carries nothing, loaded as it was."""
+    path = checkpoint_path(run)
+    whole, (good, step), rng = path.read_bytes(), load_checkpoint(run), np.random.default_rng(0)
+    harmless = 0; header = 8 + int.from_bytes(whole[:8], 'little')
     try:
         for i in range(400):
-            if i < 300: damaged = bytearray(whole); damaged[rng.integers(header if i % 2 else len(whole))] ^= 1 << rng.integers(8)
+            if i < 300:
+                damaged = bytearray(whole)
+                damaged[rng.integers(header if i % 2 else len(whole))] ^= 1 << rng.integers(8)
             else: damaged = whole[:rng.integers(len(whole))]
             path.write_bytes(damaged)
             try: tensors, s = load_checkpoint(run)
-            except ValueError as e: assert str(path) in str(e) and '\n' not in str(e) and '--previous' in str(e); continue
-            harmless += 1; assert s == step and tensors.keys() == good.keys() and all(torch.equal(tensors[k], good[k]) and tensors[k].dtype == good[k].dtype for k in good)
+            except ValueError as e:
+                assert str(path) in str(e) and '\n' not in str(e) and '--previous' in str(e)
+                continue
+            harmless += 1
+            assert s == step and tensors.keys() == good.keys() and all(
+                torch.equal(tensors[k], good[k]) and tensors[k].dtype == good[k].dtype for k in good)
     finally: path.write_bytes(whole)
     assert harmless < 5
 
 def test_continue_from_the_previous_checkpoint(run, tmp_path):
-    import shutil; out = tmp_path / 'run'; shutil.copytree(run, out); path = checkpoint_path(out); path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match='state.safetensors: truncated or damaged.*--resume --previous'): train(out, steps=8)
+    import shutil; out = tmp_path / 'run'; shutil.copytree(run, out)
+    path = checkpoint_path(out); path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match='state.safetensors: truncated or damaged.*--resume --previous'):
+        train(out, steps=8)
     train(out, steps=8, previous=True); train(tmp_path / 'whole', steps=8)
     assert equal(out, tmp_path / 'whole') and [l['step'] for l in log(out)] == list(range(1, 9))
     for previous in (False, True): checkpoint_path(out, previous).write_bytes(b'')
-    with pytest.raises(ValueError, match='previous.safetensors: truncated or damaged'): train(out, steps=9, previous=True)
+    with pytest.raises(ValueError, match='previous.safetensors: truncated or damaged'):
+        train(out, steps=9, previous=True)
 
 def test_a_pickle_is_refused_and_not_run(run, tmp_path):
     class Trap:
         def __reduce__(self): return os.mkdir, (str(tmp_path / 'sprung'),)
-    path = checkpoint_path(run); whole = path.read_bytes(); archive = tmp_path / 'a.pt'; torch.save({'model.a': Trap()}, archive)
+    path = checkpoint_path(run); whole = path.read_bytes()
+    archive = tmp_path / 'a.pt'; torch.save({'model.a': Trap()}, archive)
     try:
         for content in (pickle.dumps(Trap()), archive.read_bytes()):
             path.write_bytes(content)
@@ -220,49 +293,71 @@ def test_a_pickle_is_refused_and_not_run(run, tmp_path):
                 with pytest.raises(ValueError, match='truncated or damaged'): load_it()
     finally: path.write_bytes(whole)
     assert not (tmp_path / 'sprung').exists()
-    pickle.loads(pickle.dumps(Trap())); assert (tmp_path / 'sprung').exists()                     # the trap works
+    pickle.loads(pickle.dumps(Trap())); assert (tmp_path / 'sprung').exists()  # the trap works
 
 def test_nothing_here_unpickles():
     "No module of the package loads a pickle by itself."
     for module in (ROOT / 'mulan_vdm').glob('*.py'):
-        for word in ('pickle.load', 'torch.load', 'allow_pickle=True', 'joblib', 'eval(', 'exec('): assert word not in module.read_text().replace('.eval(', '').replace('eval_str', ''), (module, word)
+        for word in ('pickle.load', 'torch.load', 'allow_pickle=True', 'joblib', 'eval(', 'exec('):
+            assert word not in module.read_text().replace('.eval(',
+                                                          '').replace('eval_str', ''), (module, word)
 
 # ---- data
 
 def picture(path, side=8, seed=0):
     from PIL import Image
-    path.parent.mkdir(parents=True, exist_ok=True); Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)).save(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)).save(path)
 
-@pytest.mark.parametrize('damage, message', [
-    (lambda f: f.write_bytes(f.read_bytes()[:40]), 'is not a readable 8-bit image'), (lambda f: f.write_bytes(b''), 'is not a readable'), (lambda f: f.write_text('notes'), 'is not a readable'),
-    (lambda f: picture(f, 6), 'smaller than size=8'), (lambda f: None, '')])
+@pytest.mark.parametrize('damage, message',
+                         [(lambda f: f.write_bytes(f.read_bytes()[:40]), 'is not a readable 8-bit image'),
+                             (lambda f: f.write_bytes(b''), 'is not a readable'),
+                             (lambda f: f.write_text('notes'), 'is not a readable'),
+                             (lambda f: picture(f, 6), 'smaller than size=8'), (lambda f: None, '')])
 def test_a_folder_with_a_broken_image(tmp_path, capsys, damage, message):
-    "A broken, empty or small file among good ones of odd sizes: one line that names it; without it the sizes are evened out and the run goes."
+    """A broken, empty or small file among good ones of odd sizes: one line that names it; without it the
+    sizes are evened out and the run goes."""
     for i in range(12): picture(tmp_path / 'images' / ('test' if i < 3 else 'train') / f'{i}.png', 8 + i, i)
     damage(tmp_path / 'images' / 'train' / '5.png')
-    status = cli.main(['train', '--preset', 'vdm-digits', '--data', 'folder', '--path', str(tmp_path / 'images'), '--size', '8', '--channels', '4', '--blocks', '1', '--batch_size', '4', '--steps', '2', '--out', str(tmp_path / 'run')])
+    status = cli.main(['train', '--preset', 'vdm-digits', '--data', 'folder', '--path',
+                       str(tmp_path / 'images'), '--size', '8', '--channels', '4', '--blocks', '1',
+                       '--batch_size', '4', '--steps', '2', '--out', str(tmp_path / 'run')])
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert status == bool(message) and message in last and (not message or ('5.png' in last and not (tmp_path / 'run').exists())), last
+    assert (status == bool(message) and message in last
+            and (not message or ('5.png' in last and not (tmp_path / 'run').exists()))), last
 
 def test_odd_sizes_without_a_size(tmp_path, capsys):
     for i in range(6): picture(tmp_path / 'images' / ('test' if i < 3 else 'train') / f'{i}.png', 8 + i, i)
-    assert cli.main(['train', '--data', 'folder', '--path', str(tmp_path / 'images'), '--out', str(tmp_path / 'run')]) == 1
+    assert cli.main(['train', '--data', 'folder', '--path', str(tmp_path / 'images'), '--out',
+                     str(tmp_path / 'run')]) == 1
     assert 'differ in size; pass size=' in capsys.readouterr().err
 
 def test_not_a_number_in_a_batch(tmp_path):
-    "A point that is not finite, in a batch to come: the step that meets it stops, its weights unchanged, the last checkpoint whole."
-    data = load('two_moons'); x = data.train.x.clone(); x[batch_indices(len(x), 16, 0, 20)[3]] = float('nan'); bad = data._replace(train=data.train._replace(x=x)); torch.manual_seed(0)
+    """A point that is not finite, in a batch to come: the step that meets it stops, its weights unchanged,
+    the last checkpoint whole."""
+    data = load('two_moons'); x = data.train.x.clone()
+    x[batch_indices(len(x), 16, 0, 20)[3]] = float('nan')
+    bad = data._replace(train=data.train._replace(x=x))
+    torch.manual_seed(0)
     model = Diffusion(MLP(2, 8, 1), Linear(-8., 5.), RealCodec(), (2,)); met = 0
     with pytest.raises(ValueError, match='values that are not finite: clean the data'):
-        for p in fit(model, bad, 100, 16, 1e-3, out=tmp_path / 'run', save_every=1, progress=False): met, before = p.step, {k: v.clone() for k, v in model.state_dict().items()}
-    tensors, step = load_checkpoint(tmp_path / 'run'); assert step == met == 20 and all(v.isfinite().all() for v in tensors.values())
+        for p in fit(model, bad, 100, 16, 1e-3, out=tmp_path / 'run', save_every=1, progress=False):
+            met, before = p.step, {k: v.clone() for k, v in model.state_dict().items()}
+    tensors, step = load_checkpoint(tmp_path / 'run')
+    assert step == met == 20 and all(v.isfinite().all() for v in tensors.values())
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 def test_not_a_number_in_the_loss(tmp_path):
     class Poisoned(MLP):
-        def forward(self, z_t, gamma, w=None, y=None): out = super().forward(z_t, gamma); return out * (float('nan') if self.training and self.calls() == 7 else 1)
+        def forward(self, z_t, gamma, w=None, y=None):
+            out = super().forward(z_t, gamma)
+            return out * (float('nan') if self.training and self.calls() == 7 else 1)
         def calls(self): self.n = getattr(self, 'n', 0) + 1; return self.n
     torch.manual_seed(0); model = Diffusion(Poisoned(2, 8, 1), Adaptive(-8., 5.), RealCodec(), (2,))
     with pytest.raises(FloatingPointError, match='step 7: diffusion and weighted not finite'):
-        for p in fit(model, load('two_moons'), 20, 16, 1e-3, out=tmp_path / 'run', save_every=3, progress=False): pass
-    tensors, step = load_checkpoint(tmp_path / 'run'); assert step == 6 and all(v.isfinite().all() for v in model.state_dict().values()) and all(v.isfinite().all() for v in tensors.values())
+        for p in fit(model, load('two_moons'), 20, 16, 1e-3, out=tmp_path / 'run', save_every=3,
+                     progress=False):
+            pass
+    tensors, step = load_checkpoint(tmp_path / 'run')
+    assert (step == 6 and all(v.isfinite().all() for v in model.state_dict().values())
+            and all(v.isfinite().all() for v in tensors.values()))

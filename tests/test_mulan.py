@@ -17,7 +17,8 @@ from mulan_vdm.systems import build, mulan, vdm
 from mulan_vdm.training import fit
 
 digits = load('digits')
-small = dict(channels=8, blocks=1, fourier_min=3., fourier_max=4., dropout=0., m=6, k=2, hidden=8, encoder_channels=8)
+small = dict(channels=8, blocks=1, fourier_min=3., fourier_max=4., dropout=0., m=6, k=2, hidden=8,
+             encoder_channels=8)
 
 
 def rough(module, scale=0.3, seed=0):
@@ -29,12 +30,15 @@ def rough(module, scale=0.3, seed=0):
 
 @pytest.mark.parametrize('family, numbers', [(Polynomial, 3), (MonotonePerDim, 9)])
 @pytest.mark.parametrize('kind', ['khot', 'gaussian'])
-def test_with_the_best_denoiser_an_adaptive_schedule_costs_its_divergence_and_nothing_else(family, numbers, kind):
-    "-log p(x) + KL(q(w|x) || p(w)) = bound, image by image, for a schedule that bends every pixel's path by w: law 6."
+def test_with_the_best_denoiser_an_adaptive_schedule_costs_its_divergence_and_nothing_else(family,
+                                                                                           numbers, kind):
+    """-log p(x) + KL(q(w|x) || p(w)) = bound, image by image, for a schedule that bends every
+    pixel's path by w: law 6."""
     oracle = fit_mixture(digits.train.x, 17, components=4, rounds=8)
     encoder = Encoder((1, 8, 8), 12, 8, scale=3.)
     latent = KHot(encoder, 12, 4) if kind == 'khot' else Gaussian(encoder, 6)
-    schedule = family((1, 8, 8), -10., 9., network=rough(PerDimension(12 if kind == 'khot' else 6, numbers, (1, 8, 8), 16, scale=1.), 0.6))
+    schedule = family((1, 8, 8), -10., 9., network=rough(PerDimension(12 if kind == 'khot' else 6, numbers,
+                                                                      (1, 8, 8), 16, scale=1.), 0.6))
     model = Diffusion(oracle, schedule, Codec(17), (1, 8, 8), latent, x_prediction).double().eval()
     torch.manual_seed(0)
     x = oracle.sample(300)
@@ -42,7 +46,7 @@ def test_with_the_best_denoiser_an_adaptive_schedule_costs_its_divergence_and_no
         runs = [model(x, generator=torch.Generator().manual_seed(i)) for i in range(12)]
         w, kl = model.latent(model.codec.encode(x, torch.float64), torch.Generator().manual_seed(0))
         spread = model.gamma(torch.full((300,), 0.5), w).std(0).mean()
-    assert spread > 0.1 and kl.mean() > 0.5  # the schedule depends on the image, and the latent says something
+    assert spread > 0.1 and kl.mean() > 0.5 # the schedule depends on the image, and the latent says something
     excess = torch.stack([run.vlb for run in runs]).mean(0) + oracle.log_prob(x) - kl
     assert abs(excess.mean()) < 4 * excess.std() / len(x)**0.5
 
@@ -68,11 +72,13 @@ def test_given_latents_are_charged_for_themselves():
 
 @pytest.mark.parametrize('latent', ['khot', 'categorical', 'gaussian'])
 def test_resumed_training_of_a_latent_is_the_uninterrupted_one(tmp_path, latent):
-    config = dict(system='mulan', model=dict(event_shape=[1, 8, 8], vocab=17, latent=latent, **small), fit=dict(seed=2))
+    config = dict(system='mulan', model=dict(event_shape=[1, 8, 8], vocab=17, latent=latent, **small),
+                  fit=dict(seed=2))
     options = dict(batch_size=8, lr=1e-3, warmup=2, save_every=4, progress=False, seed=2, beta_warmup=5)
     for whole in fit(build(config), digits, 8, **options): pass
     for _ in fit(build(config), digits, 4, out=tmp_path / 'run', config=config, **options): pass
-    for parts in fit(build(config), digits, 8, out=tmp_path / 'run', config=config, resume=True, **options): pass
+    for parts in fit(build(config), digits, 8, out=tmp_path / 'run', config=config, resume=True, **options):
+        pass
     for a, b in zip(whole.model.state_dict().values(), parts.model.state_dict().values()):
         assert torch.equal(a, b)
 
@@ -97,7 +103,8 @@ def test_a_latent_of_another_width_is_refused_by_name():
 
 
 def test_a_step_of_mulan_costs_at_most_1_3_of_vdm():
-    "Median of interleaved steps of the digits presets' networks; the best of three tries, since other programs share the machine."
+    """Median of interleaved steps of the digits presets' networks; the best of three tries, since other
+    programs share the machine."""
     options = dict(channels=32, blocks=2, fourier_min=3., fourier_max=4., dropout=0.)
     models = [vdm((1, 8, 8), 17, **options), mulan((1, 8, 8), 17, m=16, k=5, **options)]
     x, ratios = digits.train.x[:128], []

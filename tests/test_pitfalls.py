@@ -23,9 +23,10 @@ def test_reconstruction_is_taken_at_a_drawn_z_0_and_divides_by_alpha_once():
     "0.0108 bits/dim at gamma_0 = -13.3; exactly 0 would mean z_0 = x, 0.033 a second division."
     torch.manual_seed(0); x = torch.randint(256, (4000, 1, 4, 4))
     bits = bits_per_dim(model()(x).reconstruction, (1, 4, 4)); se = bits.std() / len(x)**0.5
-    y = Codec(256).encode(torch.arange(256), torch.float64); grid = torch.linspace(-9, 9, 4001, dtype=torch.float64)
+    y = Codec(256).encode(torch.arange(256), torch.float64)
+    grid = torch.linspace(-9, 9, 4001, dtype=torch.float64)
     density = torch.exp(-grid**2 / 2) / math.sqrt(2 * math.pi) * (grid[1] - grid[0])
-    noisy = y[:, None] + math.exp(-13.3 / 2) * grid                                       # quadrature of the definition, full softmax
+    noisy = y[:, None] + math.exp(-13.3 / 2) * grid  # quadrature of the definition, full softmax
     log_p = (-0.5 * math.exp(13.3) * (noisy[..., None] - y)**2).log_softmax(-1)
     exact = -(log_p.diagonal(dim1=0, dim2=2).T * density).sum(1).mean() / math.log(2)
     assert abs(bits.mean() - exact) < 4 * se and abs(exact - 0.011) < 0.001
@@ -46,7 +47,8 @@ def test_the_discrete_index_stays_within_the_steps():
     assert_close(gamma.flatten(), m.schedule(torch.tensor([1., 1., 0.001])))
 
 def test_monotone_network_keeps_its_ends_while_it_learns():
-    torch.manual_seed(0); s = Monotone(-13.3, 5., learn_ends=False); opt = torch.optim.SGD(s.parameters(), 100.)
+    torch.manual_seed(0); s = Monotone(-13.3, 5., learn_ends=False)
+    opt = torch.optim.SGD(s.parameters(), 100.)
     for _ in range(20):
         opt.zero_grad(); (s(torch.rand(64)) - 5).square().mean().backward(); opt.step()
         assert_close(s(torch.tensor([0., 1.])), torch.tensor([-13.3, 5.]))
@@ -64,12 +66,13 @@ def test_loss_is_per_example_whatever_the_batch():
 
 def test_one_noise_is_not_shared_by_all_images():
     terms = model()(torch.zeros(2000, 1, 4, 4, dtype=torch.long), t=torch.full((2000,), 0.5).double())
-    expected = 16 * 0.5 * 18.3                                                              # eps_hat = 0, so the loss is rate / 2 |eps|^2
+    expected = 16 * 0.5 * 18.3  # eps_hat = 0, so the loss is rate / 2 |eps|^2
     assert abs(terms.diffusion.mean() - expected) < 4 * expected * math.sqrt(2 / 16 / 2000)
     assert_close(terms.diffusion.std().item(), expected * math.sqrt(2 / 16), rtol=0.1, atol=0)
 
 def test_noise_of_z_0_is_not_the_noise_of_z_t():
-    x = torch.zeros(4000, 1, 4, 4, dtype=torch.long); terms = model(-9.)(x, t=torch.full((4000,), 0.5).double())
+    x = torch.zeros(4000, 1, 4, 4, dtype=torch.long)
+    terms = model(-9.)(x, t=torch.full((4000,), 0.5).double())
     r = torch.corrcoef(torch.stack([terms.reconstruction, terms.diffusion]))[0, 1]
     assert abs(r) < 4 / 4000**0.5
 
@@ -77,7 +80,8 @@ def test_noise_of_z_0_is_not_the_noise_of_z_t():
 def test_extremes_of_gamma_in_single_precision(gamma):
     "Every term within 1e-3 of double precision, and nothing that is not a number."
     x, t = torch.randint(256, (32, 1, 4, 4)), torch.linspace(0, 0.999, 32)
-    build = lambda: Diffusion(Zero(), Linear(min(gamma, -19.), max(gamma, 19.)), Codec(256), (1, 4, 4), prediction=x_prediction)
+    build = lambda: Diffusion(Zero(), Linear(min(gamma, -19.), max(gamma, 19.)), Codec(256), (1, 4, 4),
+                              prediction=x_prediction)
     torch.manual_seed(0); noise = torch.randn(2, 32, 1, 4, 4)
     def terms(m, dtype):
         draws = iter(noise.to(dtype)); original = torch.randn

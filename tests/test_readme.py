@@ -1,4 +1,5 @@
-"What README.md prints is run: the example as it stands, and every `mulan-vdm` line with its own words, at a thousandth of its steps."
+"""What README.md prints is run: the example as it stands, and every `mulan-vdm` line with its own words,
+at a thousandth of its steps."""
 import functools, re, shlex
 from pathlib import Path
 import pytest
@@ -6,29 +7,40 @@ import torch
 
 root = Path(__file__).resolve().parent.parent
 text = (root / 'README.md').read_text(encoding='utf-8')
-lines = [shlex.split(line, comments=True)[1:] for block in re.findall(r'^```\n(.*?)^```', text, re.M | re.S) for line in block.splitlines() if line.startswith('mulan-vdm ')]
+lines = [shlex.split(line, comments=True)[1:] for block in re.findall(r'^```\n(.*?)^```', text, re.M | re.S)
+         for line in block.splitlines() if line.startswith('mulan-vdm ')]
 
-def numbers(table): return {m[1]: (float(m[2]), float(m[3])) for m in re.finditer(r'^(\w+)[^\d\n]*?([\d.]+)\s+± ([\d.]+)$', table, re.M)}
+def numbers(table):
+    return {m[1]: (float(m[2]), float(m[3]))
+            for m in re.finditer(r'^(\w+)[^\d\n]*?([\d.]+)\s+± ([\d.]+)$', table, re.M)}
 
 def test_the_example_prints_what_it_shows(capsys):
     code, shown = re.search(r'^```python\n(import torch.*?)^```\n+```\n(.*?)^```', text, re.M | re.S).groups()
-    assert len([l for l in code.splitlines() if l.strip()]) <= 13                       # "Twelve lines", an empty one between
+    assert len([l for l in code.splitlines() if l.strip()]) <= 13  # "Twelve lines", an empty one between
     scope = {}; exec(code, scope)
     printed, shown = numbers(capsys.readouterr().out), numbers(shown)
     assert printed.keys() == shown.keys() == {'reconstruction', 'prior', 'diffusion', 'latent', 'total'}
-    for name, (mean, se) in shown.items(): assert abs(printed[name][0] - mean) <= 3 * se + 0.002, name   # another processor rounds otherwise
+    # another processor rounds otherwise
+    for name, (mean, se) in shown.items(): assert abs(printed[name][0] - mean) <= 3 * se + 0.002, name
     assert scope['images'].shape == (32, 1, 8, 8)
 
 @pytest.fixture(scope='module')
 def small(tmp_path_factory):
-    "The package with less to do: a thousandth of the training steps, two draws, four images for the flow, few sampling steps."
+    """The package with less to do: a thousandth of the training steps, two draws, four images for the
+    flow, few sampling steps."""
     from mulan_vdm import evaluation, likelihood, plots, sampling, training
     patch, here = pytest.MonkeyPatch(), tmp_path_factory.mktemp('readme'); patch.chdir(here)
-    fit, evaluate, flow, sample, figures = training.fit, evaluation.evaluate, likelihood.ode_evaluate, sampling.sample, plots.latent_figures
-    patch.setattr(training, 'fit', functools.wraps(fit)(lambda *a, steps=3000, **k: fit(*a, steps=max(2, steps // 1000), **{**k, 'batch_size': 16})))   # wrapped: flags are read from its signature
+    fit, evaluate, flow, sample, figures = (training.fit, evaluation.evaluate, likelihood.ode_evaluate,
+                                            sampling.sample, plots.latent_figures)
+    # wrapped: flags are read from its signature
+    patch.setattr(training, 'fit',
+                  functools.wraps(fit)(lambda *a, steps=3000, **k: fit(*a, steps=max(2, steps // 1000),
+                                                                       **{**k, 'batch_size': 16})))
     patch.setattr(evaluation, 'evaluate', lambda model, x, draws, *a, **k: evaluate(model, x, 2, *a, **k))
-    patch.setattr(likelihood, 'ode_evaluate', lambda model, x, *a, strata=None, **k: flow(model, x[:4], *a, **{**k, 'tolerance': 0.1}))
-    patch.setattr(sampling, 'sample', lambda model, n, steps, **k: sample(model, min(n, 9), min(steps, 4), **{**k, 'y': None if k.get('y') is None else k['y'][:9]}))
+    patch.setattr(likelihood, 'ode_evaluate',
+                  lambda model, x, *a, strata=None, **k: flow(model, x[:4], *a, **{**k, 'tolerance': 0.1}))
+    patch.setattr(sampling, 'sample', lambda model, n, steps, **k: sample(
+        model, min(n, 9), min(steps, 4), **{**k, 'y': None if k.get('y') is None else k['y'][:9]}))
     patch.setattr(plots, 'latent_figures', lambda model, data, n, steps: figures(model, data, n, 3))
     yield here
     patch.undo()
@@ -41,5 +53,6 @@ def test_commands_are_those_of_the_package():
 def test_line(small, words, capsys):
     from mulan_vdm.cli import main
     assert main(words) == 0, capsys.readouterr().err
-    if words[0] == 'train' and '--resume' not in words: assert (Path(words[words.index('--out') + 1]) / 'checkpoint' / 'state.safetensors').exists()
+    if words[0] == 'train' and '--resume' not in words:
+        assert (Path(words[words.index('--out') + 1]) / 'checkpoint' / 'state.safetensors').exists()
     if words[0] == 'encode': assert Path(words[words.index('--out') + 1]).exists()

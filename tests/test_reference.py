@@ -1,4 +1,5 @@
-"""The reference pages show what the package says today: their stored outputs are those of a fresh run, and nothing public is left unsaid."""
+"""The reference pages show what the package says today: their stored outputs are those of a fresh run, and
+nothing public is left unsaid."""
 import importlib, inspect, json, operator, pkgutil
 from pathlib import Path
 
@@ -12,7 +13,8 @@ reference = Path(__file__).resolve().parent.parent/'nbs/reference'
 
 def texts(outputs):
     "Printed text and markdown of a cell."
-    return ''.join(''.join(o.get('text') or o.get('data', {}).get('text/markdown', '')) for o in outputs if o.get('name') != 'stderr')
+    return ''.join(''.join(o.get('text') or o.get('data', {}).get('text/markdown', ''))
+                   for o in outputs if o.get('name') != 'stderr')
 
 @pytest.mark.parametrize('name', ['api', 'cli', 'presets'])
 def test_reference_page_is_up_to_date(name, monkeypatch):
@@ -35,6 +37,9 @@ def test_every_public_name_says_what_it_is():
         for name in exported.__all__:
             thing = getattr(exported, name)
             if not (inspect.isfunction(thing) or inspect.isclass(thing)): continue
-            methods = [f'{name}.{k}' for k, v in vars(thing).items() if inspect.isfunction(v) and not k.startswith('_') and v.__module__ == exported.__name__] if inspect.isclass(thing) else []
-            missing += [f'{module.name}.{n}' for n in (name, *methods) if not (inspect.getdoc(operator.attrgetter(n)(exported)) or '').strip()]
+            methods = [f'{name}.{k}' for k, v in vars(thing).items()
+                       if inspect.isfunction(v) and not k.startswith('_')
+                          and v.__module__ == exported.__name__] if inspect.isclass(thing) else []
+            missing += [f'{module.name}.{n}' for n in (name, *methods)
+                        if not (inspect.getdoc(operator.attrgetter(n)(exported)) or '').strip()]
     assert not missing
