@@ -39,6 +39,8 @@ def execute(path, off):
     print(name, end=' ', flush=True)
     if NBProcessor(path, FrontmatterProc, process=True).nb.frontmatter_.get('skip_exec'): return ''
     nb, shell = read_nb(path), CaptureShell(path, mpl_format='png')
+    # matplotlib was imported before the folder changed: its `matplotlibrc` is read now
+    shell.run('import matplotlib; matplotlib.rc_file(matplotlib.matplotlib_fname())')
     for i, cell in enumerate(nb.cells):
         if cell.cell_type != 'code': continue
         code = NbCell(i, cell)
