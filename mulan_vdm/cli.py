@@ -109,15 +109,16 @@ def train(argv: list[str]) -> None: # the words after `mulan-vdm train`
     from mulan_vdm.data import load
     from mulan_vdm.systems import build
     from mulan_vdm.training import (check_labels, check_run, checkpoint_path,
-                                    first_process, fit, load_checkpoint, sigterm)
+                                    first_process, fit, launched, load_checkpoint, sigterm)
     say = print if first_process() else lambda *_: None
     if first_process(): check_run(out, how['resume'])
     data = load(**config['data'])
     config['model'].update(event_shape=list(data.event_shape), vocab=data.vocab)
     config['version'] = __version__
     model = build(config); check_labels(model, data.train.y); now = None
+    many = f'{launched()} processes, ' if launched() > 1 else ''
     say(f"{config['system']} on {data}\n{sum(p.numel() for p in model.parameters()):,} parameters, "
-        f"run folder {out}")
+        f"{many}run folder {out}")
     config['model'] = {**model.config['model'], 'event_shape': list(data.event_shape)}
     with sigterm() as stop:
         for now in fit(model, data, out=out, config=config, stop=stop, **how, **config['fit']): pass
@@ -136,7 +137,8 @@ def device():
     """This process's accelerator if there is one, else the CPU. Processes that were started
     together find each other here."""
     from accelerate import PartialState
-    return PartialState().device
+    from mulan_vdm.training import on_processors
+    return PartialState(cpu=on_processors()).device
 
 # %% ../nbs/14_cli.ipynb #7e57159e
 def bound(model, data, report: dict, draws: int | None, samples: int, batch_size: int, T: int | None,

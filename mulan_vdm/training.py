@@ -8,7 +8,8 @@ __all__ = ['FORMAT', 'mixed', 'seeded', 'moving_average', 'blocks', 'sharded', '
            'load_checkpoint', 'fall_back', 'state_tensors', 'named_with', 'restore', 'restore_moments', 'check_run',
            'open_run', 'write_whole', 'trim_log', 'locked', 'opened', 'continued', 'sigterm', 'Part', 'parts_of',
            'observed_once', 'finite_or_raise', 'gradient', 'train_step', 'Progress', 'adapted', 'check_settings',
-           'check_shares', 'check_shard', 'check_labels', 'first_process', 'started', 'adamw', 'record', 'fit']
+           'check_shares', 'check_shard', 'check_labels', 'first_process', 'launched', 'on_processors', 'started',
+           'adamw', 'record', 'fit']
 
 # %% ../nbs/10_training.ipynb #c09c9325
 import contextlib
@@ -481,6 +482,14 @@ def first_process() -> bool:
     "Is this the first of the processes that one launcher started, the one that writes?"
     return int(os.environ.get('RANK', 0)) == 0
 
+def launched() -> int: # processes
+    "How many processes one launcher started, this one among them."
+    return int(os.environ.get('WORLD_SIZE', 1))
+
+def on_processors() -> bool:
+    "Do several processes share a machine without accelerators? Accelerate wants to be told."
+    return launched() > 1 and not torch.accelerator.is_available()
+
 def started(precision: str): # accelerate's mixed precision; the Accelerator
     """The device, and the other processes if there are any. A precision chosen earlier in
     this process is forgotten."""
@@ -488,11 +497,9 @@ def started(precision: str): # accelerate's mixed precision; the Accelerator
     from accelerate.state import AcceleratorState
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
-    # what a schedule learns is the same everywhere, so buffers need not be sent; gradients
-    # are averaged where they lie
-    return Accelerator(mixed_precision=precision,
-                       kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False,
-                                                                      gradient_as_bucket_view=True)])
+    # gradients are averaged where they lie
+    in_place = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    return Accelerator(cpu=on_processors(), mixed_precision=precision, kwargs_handlers=[in_place])
 
 def adamw(model: Diffusion, **options # lr, betas, weight_decay
          ) -> torch.optim.AdamW:

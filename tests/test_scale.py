@@ -154,13 +154,17 @@ def test_what_cannot_be_sharded():
         with pytest.raises(ValueError, match=said): curve('khot', shard=True, **changed)
     assert torch.equal(curve('khot', 1, shard=True)[0], curve('khot', 1)[0]) # alone there is nothing to share
 
-def launched(*words):
-    "The command line on two processes, started by accelerate; what it printed."
-    command = [sys.executable, '-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2',
-               '--main_process_port', str(free_port()), '-m', 'mulan_vdm.cli', *map(str, words)]
-    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=300)
+accelerate = ['accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--main_process_port']
+torchrun = ['torch.distributed.run', '--nproc_per_node', '2', '--master_port']
+
+def launched(launcher, *words):
+    """The command line on two processes; what it printed. Accelerate is told that there are no
+    accelerators, torchrun need not be."""
+    env = {k: v for k, v in ENV.items() if launcher is accelerate or k != 'ACCELERATE_USE_CPU'}
+    command = [sys.executable, '-m', *launcher, str(free_port()), '-m', 'mulan_vdm.cli', *map(str, words)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stdout, done.stderr
 
 def alone(*words):
     "The command line in this process; what it printed."
@@ -173,12 +177,12 @@ def runs(tmp_path_factory):
     out = tmp_path_factory.mktemp('launch')
     words = ['train', '--preset', 'mulan-digits', '--channels', 8, '--blocks', 1, '--encoder_channels', 8,
              '--batch_size', 16, '--steps', 3, '--log_every', 1, '--out']
-    return out, launched(*words, out / 'two'), alone(*words, out / 'one')
+    return out, launched(accelerate, *words, out / 'two'), alone(*words, out / 'one')
 
 def test_accelerate_launch(runs):
     "The command line, started by accelerate on two processes and alone: the same metrics, no line changed."
-    out, said, _ = runs
-    assert said.count('parameters, run folder') == 1 and said.count('last batch') == 1
+    out, (said, _), _ = runs
+    assert said.count('parameters, 2 processes, run folder') == 1 and said.count('last batch') == 1
     read = lambda run: [[v for k, v in json.loads(l).items() if k != 'seconds']
                         for l in (out / run / 'metrics.jsonl').read_text().splitlines()]
     assert_close(torch.tensor(read('two')), torch.tensor(read('one')), rtol=1e-5, atol=1e-5)
@@ -187,11 +191,14 @@ def test_evaluated_and_sampled_by_two(runs):
     """The bound, with one latent and with several, the flow's likelihood and samples are those of one
     process, image by image; one process writes and speaks."""
     out, *_ = runs; shutil.copytree(out / 'one', out / 'copy'); noted = {}
-    for words in (['evaluate', '--draws', 2, '--samples', 2, '--batch_size', 50],
-                  ['evaluate', '--method', 'ode', '--n', 6, '--batch_size', 2, '--tolerance', 1e-2],
-                  ['sample', '--n', 5, '--steps', 4]):
-        said = launched(words[0], out / 'copy', *words[1:]), alone(words[0], out / 'one', *words[1:])
-        assert len(said[0].splitlines()) == len(said[1].splitlines())
+    for half, words in (('8/8', ['evaluate', '--draws', 2, '--samples', 2, '--batch_size', 50]),
+                        ('2/2', ['evaluate', '--method', 'ode', '--n', 6, '--batch_size', 2,
+                                 '--tolerance', 1e-2]),
+                        ('5/5', ['sample', '--n', 5, '--steps', 4])):
+        launcher = accelerate if '--n' in words else torchrun     # torchrun takes --n for a flag of its own
+        said, progress = launched(launcher, words[0], out / 'copy', *words[1:])
+        assert len(said.splitlines()) == len(alone(words[0], out / 'one', *words[1:]).splitlines())
+        assert f'| {half} ' in progress          # of 16 batches and draws, of 3 batches; of all steps
         for name in {'per_image.npz', 'per_image_ode.npz',
                      'samples.npy'} & {p.name for p in (out / 'one').iterdir()}:
             a, b = (np.load(out / run / name) for run in ('copy', 'one'))
