@@ -53,16 +53,16 @@ def html(name): return Html(site/name)
 
 @functools.cache
 def pictures(name):
-    """Of each stored picture of the page's notebook that is shown: its `fig-alt`, empty without one,
-    and is it under a slider?"""
+    """Of each cell of the page's notebook that shows stored pictures: its `fig-alt`, empty without one,
+    and are they under a slider?"""
     notebook, found = root/'nbs'/Path(name).with_suffix('.ipynb'), []
     for cell in json.loads(notebook.read_text(encoding='utf-8'))['cells'] if notebook.exists() else ():
         said = dict(re.findall(r'^#\|\s*([\w-]+):?[ \t]*(.*?)[ \t]*$', ''.join(cell['source']), re.M))
         if cell['cell_type'] != 'code' or 'hide' in said or 'false' in (said.get('include'),
                                                                         said.get('output')):
             continue
-        found += [(said.get('fig-alt', '').strip('"\''), 'text/html' in o['data'])
-                  for o in cell['outputs'] if 'image/png' in o.get('data', {})]
+        shown = [o['data'] for o in cell['outputs'] if 'image/png' in o.get('data', {})]
+        if shown: found.append((said.get('fig-alt', '').strip('"\''), any('text/html' in d for d in shown)))
     return found
 
 class Quiet(SimpleHTTPRequestHandler):
