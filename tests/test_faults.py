@@ -36,7 +36,7 @@ def equal(a, b):
 
 server = textwrap.dedent("""
     import sys; sys.path.insert(0, sys.argv[1])
-    import contextlib, importlib, os, signal, random, time, json, torch, test_faults, accelerate, torch._dynamo
+    import contextlib, importlib, os, signal, random, time, json, torch, test_faults
     from pathlib import Path
     torch.set_num_threads(1)
     folder, source = Path(sys.argv[2]), test_faults.training.__file__
