@@ -221,7 +221,7 @@ def guided(model: Diffusion, z: Tensor, gamma: Tensor, w: Tensor | None, y: Tens
     return x_hat, (z - alpha(gamma) * x_hat) / sigma(gamma)
 
 def indices(n: int, batch_size: int | None, device: torch.device | str) -> tuple[Tensor, ...]: # of each chunk
-    "n examples in chunks of batch_size at most, a chunk at least for every process."
+    "n examples in chunks, none larger than batch_size or than a process's share."
     return torch.arange(n, device=device).split(min(batch_size or n, math.ceil(n / processes()[1])))
 
 def chunked(model: Diffusion, w: Tensor | None,
