@@ -18,7 +18,7 @@ names = sorted(p.relative_to(site).as_posix() for p in site.rglob('*.html') if '
 flags = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-quic',
          '--no-first-run', '--disable-component-update', '--disable-sync']
 desktop, phone = dict(width=1280, height=900), dict(width=390, height=844)
-pictured = ['index', '00_noise', '12_systems', 'studies/errata', 'studies/mulan_digits',
+pictured = ['index', '00_noise', '13_systems', 'studies/errata', 'studies/mulan_digits',
             'reference/api/schedules', 'reference/cli', 'glossary']
 loads = {('link', 'href'), ('script', 'src'), ('img', 'src'), ('source', 'src'), ('iframe', 'src'),
          ('video', 'src'), ('audio', 'src'), ('object', 'data')}
@@ -222,7 +222,7 @@ def picture(tab, stem):
 
 @pytest.mark.parametrize('words, page', [('posterior', '00_noise.html'),
                                          ('low_discrepancy_times', 'reference/api/diffusion.html'),
-                                         ('Hutchinson', '07_likelihood.html')])
+                                         ('Hutchinson', '17_likelihood.html')])
 def test_search_finds(words, page, tab, address):
     tab.goto(f'{address}search.html?q={words}')
     tab.wait_for_selector(f'#search-results a[href*="{page}"]', timeout=15000)

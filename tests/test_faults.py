@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from mulan_vdm import cli, training
 from mulan_vdm.data import batch_indices, load
-from mulan_vdm.diffusion import Codec, Diffusion, RealCodec
+from mulan_vdm.codec import Codec, RealCodec
+from mulan_vdm.diffusion import Diffusion
 from mulan_vdm.nets import MLP, UNet
 from mulan_vdm.schedules import Adaptive, Linear
-from mulan_vdm.training import checkpoint_path, fit, load_checkpoint
+from mulan_vdm.runs import checkpoint_path, load_checkpoint
+from mulan_vdm.training import fit
 
 ROOT = Path(__file__).parent.parent
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT), 'CUDA_VISIBLE_DEVICES': ''}

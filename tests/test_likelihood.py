@@ -3,11 +3,12 @@ import math
 import pytest, torch
 from scipy.stats import kstest, truncnorm, uniform
 from torch.testing import assert_close
-from mulan_vdm.diffusion import Codec, Diffusion, RealCodec
+from mulan_vdm.codec import Codec, RealCodec
+from mulan_vdm.diffusion import Diffusion
 from mulan_vdm.evaluation import Evaluation
 from mulan_vdm.latents import Gaussian, KHot
-from mulan_vdm.likelihood import (begin, combine, dequantizations,
-                                  divergence, flow, follow, in_bits, log_density, ode_evaluate, solve)
+from mulan_vdm.likelihood import begin, combine, dequantizations, follow, in_bits, ode_evaluate
+from mulan_vdm.flow import divergence, flow, log_density, solve
 from mulan_vdm.nets import UNet
 from mulan_vdm.noise import alpha, sigma
 from mulan_vdm.objective import x_prediction

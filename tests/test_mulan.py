@@ -7,13 +7,15 @@ import torch
 from torch.testing import assert_close
 
 from mulan_vdm.data import load
-from mulan_vdm.diffusion import Codec, Diffusion
+from mulan_vdm.codec import Codec
+from mulan_vdm.diffusion import Diffusion
 from mulan_vdm.latents import Gaussian, KHot
-from mulan_vdm.nets import Encoder, PerDimension
+from mulan_vdm.nets import Encoder, Coefficients
 from mulan_vdm.objective import x_prediction
 from mulan_vdm.oracles import fit_mixture
 from mulan_vdm.schedules import MonotonePerDim, Polynomial
 from mulan_vdm.systems import build, mulan, vdm
+from mulan_vdm.processes import Rows
 from mulan_vdm.training import fit
 
 digits = load('digits')
@@ -37,14 +39,14 @@ def test_with_the_best_denoiser_an_adaptive_schedule_costs_its_divergence_and_no
     oracle = fit_mixture(digits.train.x, 17, components=4, rounds=8)
     encoder = Encoder((1, 8, 8), 12, 8, scale=3.)
     latent = KHot(encoder, 12, 4) if kind == 'khot' else Gaussian(encoder, 6)
-    schedule = family((1, 8, 8), -10., 9., network=rough(PerDimension(12 if kind == 'khot' else 6, numbers,
+    schedule = family((1, 8, 8), -10., 9., network=rough(Coefficients(12 if kind == 'khot' else 6, numbers,
                                                                       (1, 8, 8), 16, scale=1.), 0.6))
     model = Diffusion(oracle, schedule, Codec(17), (1, 8, 8), latent, x_prediction).double().eval()
     torch.manual_seed(0)
     x = oracle.sample(300)
     with torch.no_grad():
-        runs = [model(x, generator=torch.Generator().manual_seed(i)) for i in range(12)]
-        w, kl = model.latent(model.codec.encode(x, torch.float64), torch.Generator().manual_seed(0))
+        runs = [model(x, rows=Rows(torch.Generator().manual_seed(i))) for i in range(12)]
+        w, kl = model.latent(model.codec.encode(x, torch.float64), Rows(torch.Generator().manual_seed(0)))
         spread = model.gamma(torch.full((300,), 0.5), w).std(0).mean()
     assert spread > 0.1 and kl.mean() > 0.5 # the schedule depends on the image, and the latent says something
     excess = torch.stack([run.vlb for run in runs]).mean(0) + oracle.log_prob(x) - kl
@@ -53,7 +55,7 @@ def test_with_the_best_denoiser_an_adaptive_schedule_costs_its_divergence_and_no
 
 def test_a_generator_decides_latents_too():
     model = rough(mulan((1, 8, 8), 17, **small)).eval()
-    draw = lambda: torch.stack(model(digits.test.x[:8], generator=torch.Generator().manual_seed(3)))
+    draw = lambda: torch.stack(model(digits.test.x[:8], rows=Rows(torch.Generator().manual_seed(3))))
     first = draw()
     torch.manual_seed(1)
     assert torch.equal(draw(), first)
@@ -85,7 +87,7 @@ def test_resumed_training_of_a_latent_is_the_uninterrupted_one(tmp_path, latent)
 
 def test_half_precision_does_not_touch_the_schedule_or_the_divergence():
     model = rough(mulan((1, 8, 8), 17, **small), 0.1).eval()
-    x, w = digits.test.x[:8], model.latent.prior(8, torch.Generator().manual_seed(0))
+    x, w = digits.test.x[:8], model.latent.prior(8, Rows(torch.Generator().manual_seed(0)))
     t = torch.linspace(0, 0.99, 8)
     with torch.no_grad():
         exact = model.gamma(t, w)

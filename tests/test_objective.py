@@ -5,10 +5,12 @@ import pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch.testing import assert_close
 from torch.optim.swa_utils import AveragedModel
-from mulan_vdm.diffusion import Codec, Diffusion
+from mulan_vdm.codec import Codec
+from mulan_vdm.diffusion import Diffusion
 from mulan_vdm.objective import (edm_monotonic_weighting, edm_weighting, eps_prediction, implied_weighting,
                                  is_monotone, predictions, sigmoid_weighting,
                                  v_prediction, v_weighting, weightings)
+from mulan_vdm.processes import Rows
 from mulan_vdm.schedules import (Adaptive, Cosine, EDMSampling, EDMTraining, FlowOT, Linear,
                                  LinearBeta, Monotone, Polynomial, Schedule, Truncated, gamma_and_slope)
 
@@ -133,7 +135,7 @@ def test_the_model_shows_the_weighted_error():
     for w in (weightings['elbo'], weighting):
         model = Diffusion(net, Seen(-5., 4.), Codec(17), (3,), weighting=w)
         terms = model(x, t=torch.rand(8, generator=torch.Generator().manual_seed(3)),
-                      generator=torch.Generator().manual_seed(1))
+                      rows=Rows(torch.Generator().manual_seed(1)))
         gamma, loss = model.schedule.seen; losses.append(loss); assert not loss.requires_grad
         assert_close(terms.weighted, 0.5 * 9. * loss.sum(1))  # the slope is 9
     assert_close(losses[1], weighting(-gamma) * losses[0])
@@ -189,7 +191,7 @@ def test_interior_follows_the_second_moment_through_a_network(name):
     def build(variance):
         return Diffusion(net, schedule, Codec(17), (3,), weighting=weightings[name], prediction=v_prediction,
                          variance=variance).double().train()
-    def draw(model): return model(x, t=t, generator=torch.Generator().manual_seed(2))
+    def draw(model): return model(x, t=t, rows=Rows(torch.Generator().manual_seed(2)))
     inside = list(schedule.interior().values())
     others = [schedule.gamma_min, schedule.log_range, *net.parameters()]
     plain = draw(build(False)); L = plain.weighted; calls = net.calls
@@ -213,7 +215,7 @@ def test_variance_applies_to_training_in_continuous_time_only():
     net, inside = Net(), list(schedule.interior().values())
     def grads(variance, train=True, T=None):
         model = Diffusion(net, schedule, Codec(17), (3,), variance=variance).train(train)
-        return torch.autograd.grad(model(x, t=t, T=T, generator=torch.Generator().manual_seed(2)).loss.mean(),
+        return torch.autograd.grad(model(x, t=t, T=T, rows=Rows(torch.Generator().manual_seed(2))).loss.mean(),
                                    inside)
     for case in (dict(T=10), dict(train=False)):
         for a, b in zip(grads(True, **case), grads(False, **case)): assert torch.equal(a, b)

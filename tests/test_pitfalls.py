@@ -3,11 +3,13 @@ import itertools, math
 import pytest, torch
 from torch.testing import assert_close
 from mulan_vdm.data import load
-from mulan_vdm.diffusion import Codec, Diffusion, bits_per_dim, low_discrepancy_times
+from mulan_vdm.codec import bits_per_dim, Codec
+from mulan_vdm.diffusion import Diffusion, low_discrepancy_times
 from mulan_vdm.noise import alpha, diffuse
 from mulan_vdm.objective import x_prediction
 from mulan_vdm.schedules import Linear, Monotone
 from mulan_vdm.systems import vdm
+from mulan_vdm.processes import Rows
 from mulan_vdm.training import fit
 
 class Zero(torch.nn.Module):
@@ -61,7 +63,7 @@ def test_average_is_taken_after_the_step():
 def test_loss_is_per_example_whatever_the_batch():
     "Terms of one example do not depend on how many stand beside it."
     x, t = torch.randint(256, (6, 1, 4, 4)), torch.rand(6).double()
-    whole = model()(x, t=t, generator=torch.Generator().manual_seed(0))
+    whole = model()(x, t=t, rows=Rows(torch.Generator().manual_seed(0)))
     assert_close(whole.prior[:2], model()(x[:2], t=t[:2]).prior); assert whole.vlb.shape == (6,)
 
 def test_one_noise_is_not_shared_by_all_images():

@@ -7,13 +7,15 @@ from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
 from mulan_vdm import cli, training
 from mulan_vdm.data import batch_indices, batches, load
-from mulan_vdm.diffusion import Codec, Diffusion, RealCodec, Share, bits_per_dim, low_discrepancy_times
-from mulan_vdm.latents import log_partition, marginals, sample_subset, subset_kl, subset_log_prob
+from mulan_vdm.codec import bits_per_dim, Codec, RealCodec
+from mulan_vdm.diffusion import Diffusion, low_discrepancy_times
+from mulan_vdm.subsets import log_partition, marginals, sample_subset, subset_kl, subset_log_prob
 from mulan_vdm.nets import MLP, Encoder, UNet
 from mulan_vdm.noise import alpha, diffuse, posterior, prior_kl, sigma, transition
 from mulan_vdm.objective import discrete_rate, eps_error, to_x_eps
 from mulan_vdm.schedules import Adaptive, Linear, Monotone, MonotonePerDim, Polynomial, gamma_and_slope
 from mulan_vdm.sampling import sample
+from mulan_vdm.processes import Rows
 from mulan_vdm.systems import predictions, presets, systems
 
 def cases(n):
@@ -132,16 +134,17 @@ def test_schedules_climb_from_end_to_end(kind, low, width, seed):
 @given(st.integers(1, 40), st.integers(1, 9), seeds)
 def test_shares_are_rows(n, world, seed):
     "Times and noise of every share are rows of the whole batch's."
-    whole_t, g = (low_discrepancy_times(n * world, torch.Generator().manual_seed(seed)),
+    whole_t, g = (low_discrepancy_times(n * world, Rows(torch.Generator().manual_seed(seed))),
                   torch.Generator().manual_seed(seed))
     whole = torch.randn(n * world, 2, generator=g), torch.rand(n * world, generator=g)
     assert (whole_t >= 0).all() and (whole_t < 1).all()
     assert_close(whole_t.double().sort().values.diff(),
                  torch.full((n * world - 1,), 1 / (n * world), dtype=exact), rtol=0, atol=1e-6)
     for rank in range(world):
-        assert torch.equal(low_discrepancy_times(n, torch.Generator().manual_seed(seed), rank=rank,
-                                                 world=world), whole_t[rank::world])
-        with Share(rank, world, seed): part = torch.randn(n, 2), torch.rand((n,))
+        assert torch.equal(low_discrepancy_times(n, Rows(torch.Generator().manual_seed(seed), rank, world)),
+                           whole_t[rank::world])
+        rows = Rows(torch.Generator().manual_seed(seed), rank, world)
+        part = rows.randn(n, 2), rows.rand(n)
         assert all(torch.equal(a, b[rank::world]) for a, b in zip(part, whole))
 
 @cases(200)
@@ -204,7 +207,7 @@ def test_single_precision_at_the_ends(low, high, which, T, vocab, seed):
     x = torch.randint(vocab, (16, 6)); t = low_discrepancy_times(16)
     def terms(model):
         with torch.no_grad(), OneNoise():
-            return model(x, T=T, t=t, generator=torch.Generator().manual_seed(seed))
+            return model(x, T=T, t=t, rows=Rows(torch.Generator().manual_seed(seed)))
     single, double = terms(model), terms(model.double())
     for name, a, b in zip(single._fields, single, double):
         assert a.isfinite().all() and b.isfinite().all() and (
@@ -291,7 +294,7 @@ def said(argv):
     out, err = io.StringIO(), io.StringIO()
     with (contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
           pytest.MonkeyPatch.context() as patch):
-        patch.setattr(training, 'started', refuse)                                # no step is ever taken
+        patch.setattr(training, 'accelerator_for', refuse)                                # no step is ever taken
         try: status = cli.main(argv)
         except SystemExit as e: status = e.code
     lines = [l for l in err.getvalue().splitlines() if l.strip() and '\r' not in l]

@@ -5,9 +5,10 @@ import pytest, torch
 import torch.nn as nn
 from torch.testing import assert_close
 from torchdiffeq import odeint
-from mulan_vdm.diffusion import Codec, Diffusion, RealCodec
+from mulan_vdm.codec import Codec, RealCodec
+from mulan_vdm.diffusion import Diffusion
 from mulan_vdm.latents import Gaussian
-from mulan_vdm.nets import Blind, MLP, PerDimension
+from mulan_vdm.nets import Uninformed, MLP, Coefficients
 from mulan_vdm.noise import alpha, sigma
 from mulan_vdm.objective import edm_prediction, x_prediction
 from mulan_vdm.oracles import GaussianOracle
@@ -116,12 +117,12 @@ def test_ode_of_a_gaussian_is_the_closed_form():
 
 def per_pixel(latent=False):
     "A schedule per pixel, from a latent if there is one."
-    torch.manual_seed(2); network = PerDimension(2, 3, (3,)) if latent else None
+    torch.manual_seed(2); network = Coefficients(2, 3, (3,)) if latent else None
     schedule = Polynomial((3,), -10., 8., network=network).double()
     nn.init.normal_(schedule.coefficients, std=0.5)
     if latent: nn.init.normal_(network.layers[-1].weight)
     model = gaussian(schedule)
-    if latent: model.latent = Gaussian(Blind(4), 2).double()
+    if latent: model.latent = Gaussian(Uninformed(4), 2).double()
     return model
 
 @pytest.mark.parametrize('latent', [False, True])
@@ -157,7 +158,7 @@ def test_batch_size_and_seed(name):
 def test_chunks_carry_their_labels_and_latents():
     torch.manual_seed(0)
     model = Diffusion(MLP(3, 16, 1, classes=3, latent=2), Linear(-6., 6.), RealCodec(), (3,),
-                      Gaussian(Blind(4), 2)).double()
+                      Gaussian(Uninformed(4), 2)).double()
     [nn.init.normal_(p, std=0.3) for p in model.parameters()]
     draw = lambda size: sample(model, 5, 4, y=torch.tensor([0, 1, 2, 1, 0]), guidance=2.,
                                generator=generator(), batch_size=size)
@@ -167,7 +168,7 @@ def test_the_network_meets_latents_of_the_prior_in_evaluation_mode():
     seen = []
     class Watch(nn.Module):
         def forward(self, z, gamma, w=None, y=None): seen.append((w, self.training)); return z
-    model = Diffusion(Watch(), Linear(-6., 6.), RealCodec(), (3,), Gaussian(Blind(4), 2)).train()
+    model = Diffusion(Watch(), Linear(-6., 6.), RealCodec(), (3,), Gaussian(Uninformed(4), 2)).train()
     sample(model, 2000, 3, generator=generator())
     (w, _), *_ = seen
     assert all(torch.equal(v, w) and not training for v, training in seen) and model.training

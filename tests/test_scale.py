@@ -7,12 +7,14 @@ from unittest.mock import patch
 import numpy as np, pytest, torch
 from torch.testing import assert_close
 from mulan_vdm.data import load
-from mulan_vdm.diffusion import Codec, Diffusion
+from mulan_vdm.codec import Codec
+from mulan_vdm.diffusion import Diffusion
 from mulan_vdm.nets import ADM, UNet
 from mulan_vdm.schedules import Linear
 from mulan_vdm.systems import build, presets
 from mulan_vdm import cli, training
-from mulan_vdm.training import adamw, fit, load_checkpoint, adapted
+from mulan_vdm.training import adamw, adapted, fit
+from mulan_vdm.runs import load_checkpoint
 
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true',
        'PYTHONPATH': str(Path(__file__).parent.parent)}
