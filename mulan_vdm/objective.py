@@ -45,10 +45,8 @@ def o_prediction(gamma: Tensor) -> tuple[Tensor, Tensor]:
     return -torch.ones_like(gamma), torch.ones_like(gamma)
 
 # %% ../nbs/02_objective.ipynb #9e9689ba
-def edm_prediction(gamma: Tensor,
-                   sigma_data: float = 0.5 # standard deviation of the data
-                  ) -> tuple[Tensor, Tensor]:
-    "Target of EDM's preconditioned network; VDM++ appendix D."
+def edm_prediction(gamma: Tensor, sigma_data: float = 0.5) -> tuple[Tensor, Tensor]:
+    "Target of EDM's network, for data of standard deviation sigma_data; VDM++ appendix D."
     scale = sigma_data * (sigma(gamma)**2 + sigma_data**2 * alpha(gamma)**2).sqrt()
     return sigma(gamma) / scale, -sigma_data**2 * alpha(gamma) / scale
 
