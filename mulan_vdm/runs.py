@@ -26,7 +26,7 @@ from .diffusion import Diffusion
 from .data import Data, load as load_data
 from .systems import build
 
-# %% ../nbs/14_runs.ipynb #15d66840
+# %% ../nbs/14_runs.ipynb #ee1f11dc
 class Run:
     "A run folder, which need not exist; the names of its files stand here and nowhere else."
     files = dict(config='config.json', log='metrics.jsonl', samples='samples.npy',
@@ -56,8 +56,8 @@ class Run:
         return sorted(self.path.glob('*.png'))
 
 # %% ../nbs/14_runs.ipynb #d7210dff
-def _sync(path: Path) -> None: # a file or a folder
-    "Waits until it is on the disk."
+def _sync(path: Path) -> None:
+    "Waits until a file or a folder is on the disk."
     handle = os.open(path, os.O_RDONLY)
     try: os.fsync(handle)
     finally: os.close(handle)
@@ -70,7 +70,7 @@ def _write_whole(path: Path, content: bytes) -> None:
     _sync(temporary)
     os.replace(temporary, path)
 
-# %% ../nbs/14_runs.ipynb #b4b0a682
+# %% ../nbs/14_runs.ipynb #5a95572f
 def _link_as(path: Path, other: Path) -> None:
     "Gives a file a second name, in one moment, whatever had that name before."
     spare = other.with_suffix('.tmp')
@@ -92,7 +92,7 @@ def _header_sum(step: str, sums: str) -> str:
     "CRC-32 of the header: the step and the sums of the tensors."
     return str(zlib.crc32(f'{step} {sums}'.encode()))
 
-# %% ../nbs/14_runs.ipynb #a3242b16
+# %% ../nbs/14_runs.ipynb #8bf3d382
 def _write_tensors(path: Path, tensors: dict[str, Tensor], step: int) -> None:
     "Writes tensors, the step and the sums of both, and waits until they are on the disk."
     tensors = {k: v.detach().to('cpu', copy=True).contiguous() for k, v in tensors.items()}
@@ -132,7 +132,8 @@ def _read_tensors(path: Path, prefixes: tuple[str, ...]) -> tuple[dict[str, Tens
 @patch
 def save(self: Run,
          tensors: dict[str, Tensor], # by prefixed name
-         step: int) -> None:         # steps done
+         step: int                   # steps done
+        ) -> None:
     "Writes a checkpoint and keeps the one before as the previous; raises OSError, both whole."
     path = self.checkpoint()
     temporary = path.with_suffix('.tmp')
@@ -149,7 +150,7 @@ def save(self: Run,
         raise OSError(f"{path} could not be written at step {step} ({why}); the checkpoint before "
                       "it is whole: make room or allow writing, then add --resume") from None
 
-# %% ../nbs/14_runs.ipynb #ef5a422d
+# %% ../nbs/14_runs.ipynb #7a2f4c87
 @patch
 def load(self: Run,
          prefixes: tuple[str, ...] = ('model.', 'ema.', 'optimizer.'), # what to read
@@ -172,7 +173,7 @@ def load(self: Run,
               else 'restore the run folder from a copy, or train again')
     raise ValueError(f"{path}: {said}: {remedy}")
 
-# %% ../nbs/14_runs.ipynb #c70c41d3
+# %% ../nbs/14_runs.ipynb #8e806a5f
 @patch
 def fall_back(self: Run) -> None:
     "Makes the previous checkpoint the last one; raises what `load` raises if it is not whole."
@@ -207,7 +208,7 @@ def start(self: Run,
     self.path.mkdir(parents=True, exist_ok=True)
     _write_whole(self.file('config'), (json.dumps(config, indent=2) + '\n').encode())
 
-# %% ../nbs/14_runs.ipynb #d0b65eaf
+# %% ../nbs/14_runs.ipynb #0ac246c8
 @patch(as_prop=True)
 def config(self: Run) -> dict:
     "The stored configuration; raises FileNotFoundError or ValueError."
@@ -244,8 +245,8 @@ def lock(self: Run) -> Iterator[None]:
 
 # %% ../nbs/14_runs.ipynb #a6eb8c9e
 @patch
-def log(self: Run, line: str) -> None: # JSON with `step` and `seconds`
-    "Adds a line to the log."
+def log(self: Run, line: str) -> None:
+    "Adds a line to the log, JSON with `step` and `seconds`."
     with open(self.file('log'), 'a') as f: f.write(line + '\n')
 
 @patch
@@ -285,7 +286,7 @@ def load_run(path: Path | str) -> tuple[Diffusion, dict, int]: # of a run folder
                          + said) from None
     return model.eval(), config, steps
 
-# %% ../nbs/14_runs.ipynb #0ac2c109
+# %% ../nbs/14_runs.ipynb #306d7654
 @patch
 def model(self: Run) -> Diffusion: # in evaluation mode
     "The averaged model; raises what `load_run` raises."
@@ -299,7 +300,7 @@ def data(self: Run) -> Data:
         raise ValueError(f"{self.file('config')} has no data: pass fit a config= that names them")
     return load_data(**config['data'])
 
-# %% ../nbs/14_runs.ipynb #12afcc32
+# %% ../nbs/14_runs.ipynb #f7c145c5
 @patch
 def _report_files(self: Run, kind: str) -> tuple[Path, Path]: # report, arrays
     "Files of a kind of report; raises ValueError for an unknown kind."
@@ -321,7 +322,7 @@ def write_report(self: Run,
     _write_whole(path, (json.dumps(report, indent=2) + '\n').encode())
     return path
 
-# %% ../nbs/14_runs.ipynb #ce0b5247
+# %% ../nbs/14_runs.ipynb #e376e361
 @patch
 def report(self: Run, kind: str = '') -> dict | None: # None if there is none
     "A report of this run."
@@ -335,7 +336,7 @@ def per_image(self: Run, kind: str = '') -> dict[str, np.ndarray]: # by name
     if not path.exists(): raise FileNotFoundError(f"{path} does not exist: evaluate {self} first")
     with np.load(path) as arrays: return dict(arrays)
 
-# %% ../nbs/14_runs.ipynb #3a76c35d
+# %% ../nbs/14_runs.ipynb #5f519394
 @patch
 def write_samples(self: Run, x: Tensor) -> Path: # integers (N, *event); file
     "Keeps samples."

@@ -48,14 +48,15 @@ def moving_average(model: nn.Module, # what is trained
     return AveragedModel(model, multi_avg_fn=update)
 
 # %% ../nbs/15_training.ipynb #9c155ac4
-def _left_out(y: Tensor, # labels (B,)
-              drop: float, rows: Rows) -> Tensor:
-    "Labels of which each is -1, none, with probability drop."
+def _left_out(y: Tensor, drop: float, rows: Rows) -> Tensor: # (B,)
+    "Labels y, each of them left out, -1, with probability drop."
     return y.masked_fill(rows.rand(len(y), device=y.device) < drop, -1)
 
-def _parts_of(x: Tensor, y: Tensor | None, # this process's examples
-              accumulate: int,             # number of parts
-              accelerator, drop: float, key: tuple[int, int]) -> list[tuple]: # key: seed, step
+def _parts_of(x: Tensor, y: Tensor | None, accelerator,
+              accumulate: int,     # number of parts
+              drop: float,         # probability of leaving out a label
+              key: tuple[int, int] # seed, step
+             ) -> list[tuple[Tensor, Tensor | None, Rows]]:
     "This process's examples in equal parts (x, y, rows), where they are worked on."
     device = accelerator.device
     parts = []
@@ -68,8 +69,10 @@ def _parts_of(x: Tensor, y: Tensor | None, # this process's examples
     return parts
 
 # %% ../nbs/15_training.ipynb #ada15258
-def _gradient(accelerator, model: nn.Module, # prepared by the accelerator
-              parts: list[tuple], key: tuple[int, int], # seed, step
+def _gradient(accelerator,
+              model: nn.Module,     # prepared by the accelerator
+              parts: list[tuple],   # of `_parts_of`
+              key: tuple[int, int], # seed, step
               T: int | None, beta: float) -> Tensor: # loss and terms in bits/dim, (1 + terms,)
     "Adds up the gradient of the parts' mean loss; returns their mean loss and terms."
     event_shape = getattr(model, 'module', model).event_shape
@@ -94,7 +97,7 @@ def _accelerator_for(precision: str): # accelerate's mixed precision; the Accele
     in_place = DistributedDataParallelKwargs(gradient_as_bucket_view=True) # averaged where they lie
     return Accelerator(cpu=on_processors(), mixed_precision=precision, kwargs_handlers=[in_place])
 
-# %% ../nbs/15_training.ipynb #cbf3245a
+# %% ../nbs/15_training.ipynb #61e7a8f4
 @contextlib.contextmanager
 def _observed_once(model: Diffusion) -> Iterator[None]:
     "Schedule and clock learn from all parts at once, at the end."
@@ -108,9 +111,8 @@ def _observed_once(model: Diffusion) -> Iterator[None]:
     for learner, pairs in zip(learners, seen):
         if pairs: learner.observe(*map(torch.cat, zip(*pairs)))
 
-# %% ../nbs/15_training.ipynb #ccd5f6f6
-def _check_finite(step: int, loss: float, terms: dict[str, float], # bits/dim
-                  norm: float) -> None: # of the gradient
+# %% ../nbs/15_training.ipynb #909866e5
+def _check_finite(step: int, loss: float, terms: dict[str, float], norm: float) -> None:
     "Raises FloatingPointError naming the step and the term unless loss and norm are finite."
     if math.isfinite(loss) and math.isfinite(norm): return
     bad = [name for name, value in terms.items() if not math.isfinite(value)] or ['gradient']
@@ -118,20 +120,21 @@ def _check_finite(step: int, loss: float, terms: dict[str, float], # bits/dim
                              "weights changed, the last checkpoint is whole: lower lr or clip, "
                              "or look for bad data")
 
-# %% ../nbs/15_training.ipynb #c6773f4a
+# %% ../nbs/15_training.ipynb #abcb408f
 def _is_part(v: Tensor) -> bool:
     "Is it one process's part of a sharded tensor?"
     return hasattr(v, 'full_tensor')
 
-def _clip(accelerator, model: nn.Module, clip: float # largest norm
-         ) -> float:                                 # norm before
+def _clip(accelerator, model: nn.Module, clip: float) -> float: # norm before
     "Limits the norm of the gradient."
     if any(map(_is_part, model.parameters())): return _clip_sharded(model, clip)
     return float(accelerator.clip_grad_norm_(model.parameters(), clip))
 
-# %% ../nbs/15_training.ipynb #cbcacd9d
-def _train_step(accelerator, model: nn.Module, # prepared by the accelerator
-                optimizer: torch.optim.Optimizer, parts: list[tuple],
+# %% ../nbs/15_training.ipynb #c5b505f3
+def _train_step(accelerator,
+                model: nn.Module,     # prepared by the accelerator
+                optimizer: torch.optim.Optimizer,
+                parts: list[tuple],   # of `_parts_of`
                 key: tuple[int, int], # seed, step
                 clip: float, T: int | None,
                 beta: float = 1.,     # weight of the latent's divergence
@@ -172,7 +175,7 @@ def _blocks(net: nn.Module) -> list[nn.Module]: # each once
     lists = [m for m in net.modules() if isinstance(m, nn.ModuleList)]
     return list(dict.fromkeys(b for m in lists for b in m if not isinstance(b, nn.ModuleList)))
 
-# %% ../nbs/15_training.ipynb #07b57af8
+# %% ../nbs/15_training.ipynb #0104bdb4
 def _shard_weights(model: Diffusion, device: torch.device) -> None:
     "The first process's weights for all; the denoiser's are spread, block by block (FSDP)."
     from torch.distributed.fsdp import fully_shard
@@ -215,7 +218,7 @@ def _state_tensors(model: Diffusion, average: AveragedModel,
         named |= {f'optimizer.{i}.{k}': v for k, v in state.items()}
     return {k: _whole(v).cpu() for k, v in named.items()}
 
-# %% ../nbs/15_training.ipynb #b315a240
+# %% ../nbs/15_training.ipynb #4c5143b9
 def _named_with(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     "The tensors whose names begin with a prefix, without it."
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -229,7 +232,7 @@ def _restore(tensors: dict[str, Tensor], model: Diffusion, average: AveragedMode
         said = ' '.join(str(e).split())[:200]
         raise ValueError(f"the checkpoint belongs to another model: {said}") from None
 
-# %% ../nbs/15_training.ipynb #90958568
+# %% ../nbs/15_training.ipynb #378c75bb
 def _laid_out_like(v: Tensor, p: Tensor) -> Tensor: # a whole tensor; its parameter
     "v in the order of p's memory; this process's part if p is sharded; other shapes as they are."
     from torch.distributed.tensor import distribute_tensor
@@ -305,7 +308,7 @@ def _labels_for(model: Diffusion, y: Tensor | None, drop: float) -> Tensor | Non
                          f"set classes={high + 1}")
     return y
 
-# %% ../nbs/15_training.ipynb #42c2a977
+# %% ../nbs/15_training.ipynb #0ab183ed
 def _source(data: Data) -> dict: # of `load`; without the path of a folder
     "Arguments that load the data again."
     shape = data.event_shape
@@ -319,7 +322,7 @@ def _described(model: Diffusion, data: Data, settings: dict) -> dict: # settings
     from mulan_vdm import __version__
     return dict(getattr(model, 'config', {}), data=_source(data), fit=settings, version=__version__)
 
-# %% ../nbs/15_training.ipynb #56e5b3a7
+# %% ../nbs/15_training.ipynb #e39b339b
 class _Session:
     "Where a training is kept and what it runs on. Raises ValueError for settings that do not fit."
     def __init__(self,
@@ -363,7 +366,7 @@ def opened(self: _Session, config: dict) -> Iterator[None]: # by default
         if error[0]: raise error[0]
         yield
 
-# %% ../nbs/15_training.ipynb #49ff9a01
+# %% ../nbs/15_training.ipynb #70d6dbad
 @patch
 def continued(self: _Session) -> tuple[dict[str, Tensor], int, float]:
     "Tensors, steps done and seconds trained of a run that is resumed; its log ends there."
@@ -372,9 +375,11 @@ def continued(self: _Session) -> tuple[dict[str, Tensor], int, float]:
     return tensors, done, self.run.trim_log(done) if self.main else 0.
 
 @patch
-def record(self: _Session, now: Progress, last: bool, ending: bool, # last of all? asked to stop?
-           state: Callable[[], dict[str, Tensor]]) -> None:         # of a checkpoint
-    "Writes what is due after a step: a line of the log, a checkpoint."
+def record(self: _Session, now: Progress,
+           last: bool,   # last step of all?
+           ending: bool, # asked to stop?
+           state: Callable[[], dict[str, Tensor]]) -> None:
+    "Writes what is due after a step: a line of the log, a checkpoint of `state()`."
     if self.run is None: return
     if self.main and (last or now.step % self.log_every == 0): self.run.log(now.line())
     due = last or ending or now.step % self.save_every == 0
@@ -385,12 +390,12 @@ def record(self: _Session, now: Progress, last: bool, ending: bool, # last of al
 @contextlib.contextmanager
 def sigterm() -> Iterator[Callable[[], bool]]: # has SIGTERM come?
     "Takes note of SIGTERM instead of dying of it; what was there before is put back."
-    came, before = [], signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, lambda *_: came.append(True))
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
     try: yield lambda: bool(came)
     finally: signal.signal(signal.SIGTERM, before)
 
-# %% ../nbs/15_training.ipynb #c8b5e94c
+# %% ../nbs/15_training.ipynb #317a0fc0
 @patch
 def prepare(self: _Session, model: Diffusion, average: AveragedModel,
             tensors: dict[str, Tensor], # of a checkpoint to continue from, or none
@@ -450,7 +455,7 @@ def fit(model: Diffusion,           # trained in place
             rate = lr * min(1, step / max(1, warmup))
             for group in optimizer.param_groups: group['lr'] = rate
             weight = beta * min(1, step / max(1, beta_warmup))
-            parts = _parts_of(*next(stream), session.accumulate, accelerator, drop, (seed, step))
+            parts = _parts_of(*next(stream), accelerator, session.accumulate, drop, (seed, step))
             loss, terms, norm, ending = _train_step(accelerator, wrapped, optimizer, parts,
                                                     (seed, step), clip, T, weight, session.stop)
             average.update_parameters(model)
