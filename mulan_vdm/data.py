@@ -435,6 +435,7 @@ def batch_indices(n: int, # number of training examples
     parts = [_permutation(n, seed, int(e))[place[epoch == e]] for e in np.unique(epoch)]
     return np.concatenate(parts)
 
+# %% ../nbs/12_data.ipynb #b5fcf445
 def batches(x: Tensor,        # training examples (N, ...), in memory or memory-mapped
             y: Tensor | None, # labels (N,) or None
             batch_size: int,  # of the global batch, over all processes
