@@ -37,7 +37,10 @@ def bound(model, data, report: dict, draws: int | None, samples: int, batch_size
     if samples > 1:
         several = evaluation.importance_evaluate(model, data.test.x, samples, strata=data.strata,
                                                  batch_size=batch_size, seed=seed, T=T, progress=True)
-        report['importance'] = several.report()
+        r, gain = several.report(), several.extra['plain'] - several.bpd
+        report['importance'] = dict(importance=[r['bpd'], r['bpd_se']], plain=r['plain'],
+                                    gain=list(evaluation.mean_se(gain, data.strata)),
+                                    samples=samples, draws_per_sample=several.draws)
         extra = '\n{}: {:.4f} ± {:.4f}, gain over one {:+.4f} ± {:.4f}'.format(
             f'{samples} latents each', *report['importance']['importance'], *report['importance']['gain'])
     result = evaluation.evaluate(model, data.test.x, draws, data.strata, batch_size, seed, T,
