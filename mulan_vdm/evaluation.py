@@ -17,7 +17,7 @@ from .schedules import Linear
 from .processes import Rows, share_out
 from .latents import cross_fitted, NoLatent
 from .codec import bits_per_dim
-from .diffusion import Diffusion, Terms
+from .diffusion import Diffusion, evaluating, Terms
 
 # %% ../nbs/16_evaluation.ipynb #7924a49f
 def mean_se(values: Tensor, # one per image (N,)
@@ -109,10 +109,7 @@ def _in_order(model: Diffusion, jobs: list[Callable[[], Tensor]], # batch by bat
               per: int,                                           # jobs of a batch
               progress: bool) -> Tensor: # (per, ..., N)
     "What the jobs find of all images, in their order, by a model in evaluation mode."
-    training = model.training
-    model.eval()
-    try: found = share_out(jobs, title='evaluating' * progress)
-    finally: model.train(training)
+    with evaluating(model): found = share_out(jobs, title='evaluating' * progress)
     batches = [torch.stack(found[i:i + per]) for i in range(0, len(found), per)]
     return torch.cat(batches, -1)
 
