@@ -7,17 +7,18 @@ __all__ = ['Prediction', 'Weighting', 'predictions', 'weightings', 'x_prediction
            'score_prediction', 'o_prediction', 'edm_prediction', 'to_x_eps', 'eps_error', 'discrete_rate',
            'elbo_weighting', 'implied_weighting', 'log_sech', 'eps_weighting', 'edm_weighting', 'v_weighting',
            'indi_weighting', 'p2_weighting', 'min_snr_weighting', 'sigmoid_weighting', 'edm_peak',
-           'edm_monotonic_weighting', 'low_bit_weighting', 'shifted', 'is_monotone']
+           'edm_monotonic_weighting', 'low_bit_weighting', 'shifted', 'is_monotone', 'make_weighting']
 
 # %% ../nbs/02_objective.ipynb #3194b70d
 import math
 import torch
 import torch.nn.functional as F
+from dataclasses import dataclass
 from functools import partial
 from torch import Tensor
 from typing import Callable
 from .noise import alpha, sigma
-from .schedules import Schedule
+from .schedules import choose, Schedule
 
 Prediction = Callable[[Tensor], tuple[Tensor, Tensor]]  # gamma -> (a, b)
 Weighting = Callable[[Tensor], Tensor]                  # log signal-to-noise ratio -> weight
@@ -161,10 +162,19 @@ weightings = dict(elbo=elbo_weighting, eps=eps_weighting, edm=edm_weighting, v=v
                   low_bit=low_bit_weighting)
 
 # %% ../nbs/02_objective.ipynb #4f634d7a
-def shifted(weighting: Weighting, shift: float # in lambda; 2 log(64 / d) for images d pixels wide
+@dataclass(frozen=True)
+class _Rescaled:
+    "w(lambda - shift) / top, which pickle can store."
+    weighting: Weighting
+    shift: float
+    top: float = 1.
+    def __call__(self, logsnr: Tensor) -> Tensor: return self.weighting(logsnr - self.shift) / self.top
+
+def shifted(weighting: Weighting,
+            shift: float # in lambda; 2 log(64 / d) for images d pixels wide
            ) -> Weighting:
     "w(lambda - shift); VDM++ appendix D.2.1."
-    return lambda logsnr: weighting(logsnr - shift)
+    return _Rescaled(weighting, shift)
 
 def is_monotone(weighting: Weighting,      # of the log signal-to-noise ratio
                 gamma_min: float = -20.,   # range of the negative log signal-to-noise ratio
@@ -178,3 +188,18 @@ def is_monotone(weighting: Weighting,      # of the log signal-to-noise ratio
                          "give the range over which w is used")
     w = weighting(torch.linspace(-gamma_max, -gamma_min, points, dtype=torch.float64))
     return bool((w.diff() <= 1e-12 * w[:-1].abs()).all())
+
+# %% ../nbs/02_objective.ipynb #6384fca6
+def make_weighting(name: str,               # of an entry of `weightings`
+                   k: float = 2.,           # of the sigmoid weighting, sigmoid(k - lambda)
+                   shift: float = 0.,       # in lambda; 2 log(64 / d) for images d pixels wide
+                   gamma_min: float = -20., # range of the negative log signal-to-noise ratio
+                   gamma_max: float = 20.
+                  ) -> Weighting:
+    """Weighting by name, shifted, its largest value over the range one; pickle can store it. Raises
+    ValueError for an unknown name."""
+    weighting = choose('weighting', name, weightings)
+    if name == 'sigmoid': weighting = partial(weighting, k=k)
+    logsnr = torch.linspace(-gamma_max, -gamma_min, 10_001, dtype=torch.float64, device='cpu')
+    top = shifted(weighting, shift)(logsnr).max().item()
+    return _Rescaled(weighting, shift, top)
