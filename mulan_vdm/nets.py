@@ -29,8 +29,8 @@ def embed_gamma(gamma: Tensor, # (B, ...)
                 width: int     # even number of features
                ) -> Tensor:    # (B, width)
     "Sines and cosines of gamma, averaged over the event, wavelengths from pi/4 to 40 * pi."
-    how = dict(device=gamma.device, dtype=gamma.dtype)
-    omega = torch.logspace(math.log10(8), math.log10(0.05), width // 2, **how)
+    first, last = math.log10(8), math.log10(0.05)
+    omega = torch.logspace(first, last, width // 2, device=gamma.device, dtype=gamma.dtype)
     angle = gamma.flatten(1).mean(1, keepdim=True) * omega
     return torch.cat([angle.sin(), angle.cos()], 1)
 
@@ -307,13 +307,8 @@ class ADM(nn.Module):
 
 # %% ../nbs/11_nets.ipynb #e6b20022
 @patch
-def forward(self: ADM,
-            z_t: Tensor,              # noisy data (B, C, H, W)
-            gamma: Tensor,            # noise level, broadcastable to z_t
-            w: Tensor | None = None,  # latent (B, latent)
-            y: Tensor | None = None   # class labels (B,), -1 for none
-           ) -> Tensor:               # like z_t
-    "The network's answer; raises ValueError for sides that cannot be halved."
+def forward(self: ADM, z_t: Tensor, gamma: Tensor, w: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+    "The network's answer, like z_t; raises ValueError for sides that cannot be halved."
     self.fits(*z_t.shape[-2:])
     c = self.condition(gamma, w, y).expand(len(z_t), -1)
     seen = fourier_features(z_t, self.fourier)
@@ -340,15 +335,15 @@ class MLP(nn.Module):
                  gamma_map: bool = False): # show the noise level of each dimension?
         super().__init__()
         seen = dim * (1 + 2 * len(fourier) + 2 * gamma_map)
-        def block():
-            return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        def layer(): return nn.Linear(width, width)
         self.fourier = tuple(fourier)
         self.gamma_map = gamma_map
         self.classes = classes
         self.condition = Condition(width, width, classes, latent)
         self.inp = nn.Linear(seen, width)
         self.out = _zeroed(nn.Linear(width, dim))
-        self.blocks = nn.ModuleList(block() for _ in range(blocks))
+        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), layer(), nn.SiLU(), layer())
+                                    for _ in range(blocks))
 
     def forward(self, z_t: Tensor, gamma: Tensor, w: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         c = self.condition(gamma, w, y)
@@ -440,8 +435,7 @@ class Decoder(nn.Module):
             self.layers = _writer(latent, c, size, channels)
         else:
             width = 4 * channels
-            last = nn.Linear(width, math.prod(event_shape))
-            self.layers = nn.Sequential(*_two_layers(latent, width), last)
+            self.layers = nn.Sequential(*_two_layers(latent, width), nn.Linear(width, math.prod(event_shape)))
 
     def forward(self, z_t: Tensor, gamma: Tensor, w: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         return self.layers(_checked(w, self.latent)).reshape(z_t.shape)
