@@ -51,10 +51,9 @@ def _checked(w: Tensor | None, # as it reached a network
 
 # %% ../nbs/11_nets.ipynb #4983c722
 class Condition(nn.Module):
-    """gamma, an optional latent and an optional label to one vector (B, out). Raises ValueError for labels
-    without classes and latents of another width."""
-    def __init__(self,
-                 width: int,       # of the embedding of gamma, even
+    """gamma, an optional latent and an optional label to one vector (B, out). Raises ValueError for
+    labels without classes and latents of another width."""
+    def __init__(self, width: int,       # of the embedding of gamma, even
                  out: int,         # of the condition vector
                  classes: int = 0, # number of class labels, 0 for none
                  latent: int = 0): # numbers in w, 0 to ignore it
@@ -62,7 +61,8 @@ class Condition(nn.Module):
         self.width = width
         self.label = nn.Embedding(classes, out) if classes else None
         self.latent = _zeroed(nn.Linear(latent, out)) if latent else None
-        self.layers = nn.Sequential(nn.Linear(width, out), nn.SiLU(), nn.Linear(out, out), nn.SiLU())
+        self.layers = nn.Sequential(nn.Linear(width, out), nn.SiLU(),
+                                    nn.Linear(out, out), nn.SiLU())
 
     def forward(self, gamma: Tensor, w: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         if y is not None and self.label is None:
@@ -93,10 +93,11 @@ def _shown(z_t: Tensor,                # noisy data (B, C, ...)
 
 # %% ../nbs/11_nets.ipynb #28215231
 def _norm(channels: int) -> nn.GroupNorm:
-    """Group normalization, at least four channels to a group and at most 32 groups. Raises ValueError
-    unless channels is a multiple of 4."""
+    """Group normalization, at least four channels to a group and at most 32 groups. Raises
+    ValueError unless channels is a multiple of 4."""
     if channels % 4:
-        raise ValueError(f"channels={channels} must be a multiple of 4, the size of a normalization group")
+        raise ValueError(f"channels={channels} must be a multiple of 4, "
+                         "the size of a normalization group")
     return nn.GroupNorm(math.gcd(channels // 4, 32), channels)
 
 def _active(channels: int) -> tuple[nn.Module, ...]:
@@ -107,8 +108,7 @@ def _active(channels: int) -> tuple[nn.Module, ...]:
 class ResBlock(nn.Module):
     """Residual block with a condition vector (B, cond), added (VDM notes section 2.4) or
     as scale and shift (ADM)."""
-    def __init__(self,
-                 n_in: int,              # channels coming in
+    def __init__(self, n_in: int,              # channels coming in
                  n_out: int,             # channels going out
                  cond: int,              # width of the condition vector
                  dropout: float = 0.,    # of the second convolution's input
@@ -139,9 +139,8 @@ class ResBlock(nn.Module):
 
 # %% ../nbs/11_nets.ipynb #5fee7c4c
 class Attention(nn.Module):
-    "Residual self-attention over the pixels of (B, C, H, W). Raises ValueError unless C is a multiple of 4."
-    def __init__(self,
-                 channels: int,   # C
+    "Residual self-attention over the pixels of (B, C, H, W); C is a multiple of 4."
+    def __init__(self, channels: int,   # C
                  heads: int = 1): # each of C / heads channels
         super().__init__()
         self.heads = heads
@@ -159,8 +158,7 @@ class Attention(nn.Module):
 class UNet(nn.Module):
     """VDM's U-Net without down-sampling, (B, C, H, W) to the same; VDM notes section 2.4. Raises
     ValueError for labels without classes and latents of another width."""
-    def __init__(self,
-                 in_channels: int,       # channels of the image
+    def __init__(self, in_channels: int,       # channels of the image
                  channels: int = 128,    # width
                  blocks: int = 32,       # residual blocks going in
                  fourier: tuple[float, ...] = (7, 8), # exponents of the Fourier features
@@ -169,7 +167,7 @@ class UNet(nn.Module):
                  attention: bool = True, # attend in the middle?
                  latent: int = 0,        # numbers in w, 0 to ignore it
                  gamma_map: bool = False, # show the noise level of each pixel?
-                 position: tuple[int, int] | None = None, # height and width of a learned position map
+                 position: tuple[int, int] | None = None, # sides of a learned position map
                  # does the condition set scale and shift of every block, or is it added?
                  modulate: bool = False):
         super().__init__()
@@ -186,18 +184,16 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(block(2 * channels) for _ in range(blocks + 1))
         self.mid = nn.ModuleList([block(channels), block(channels)])
         self.attention = Attention(channels) if attention else nn.Identity()
-        self.out = nn.Sequential(*_active(channels),
-                                 _zeroed(nn.Conv2d(channels, in_channels, 3, padding=1)))
+        last = _zeroed(nn.Conv2d(channels, in_channels, 3, padding=1))
+        self.out = nn.Sequential(*_active(channels), last)
         self.to(memory_format=torch.channels_last)
 
 # %% ../nbs/11_nets.ipynb #6565a886
 @patch
-def forward(self: UNet,
-            z_t: Tensor,              # noisy data (B, C, H, W)
-            gamma: Tensor,            # noise level, broadcastable to z_t
-            w: Tensor | None = None,  # latent (B, latent)
-            y: Tensor | None = None   # class labels (B,), -1 for none
-           ) -> Tensor:               # like z_t
+def forward(self: UNet, z_t: Tensor, # noisy data (B, C, H, W)
+            gamma: Tensor,           # noise level, broadcastable to z_t
+            w: Tensor | None = None, # latent (B, latent)
+            y: Tensor | None = None) -> Tensor: # class labels (B,), -1 for none; answer like z_t
     "The network's answer."
     c = self.condition(gamma, w, y).expand(len(z_t), -1)
     seen = _shown(z_t, gamma, self.fourier, self.gamma_map)
@@ -240,8 +236,7 @@ def _through(stage: nn.ModuleList, h: Tensor, c: Tensor) -> Tensor:
     return h
 
 # %% ../nbs/11_nets.ipynb #b66f0b08
-def _inward(kit: _Kit,
-            n: int,            # channels of the first convolution
+def _inward(kit: _Kit, n: int, # channels of the first convolution
             widths: list[int], # of the levels
             blocks: int        # a level
            ) -> Iterator[tuple[nn.ModuleList, int]]: # stage, channels of its answer
@@ -252,8 +247,7 @@ def _inward(kit: _Kit,
             n = width
         if level + 1 < len(widths): yield nn.ModuleList([kit.block(n, n, nn.AvgPool2d(2))]), n
 
-def _outward(kit: _Kit,
-             widths: list[int], # of the levels
+def _outward(kit: _Kit, widths: list[int], # of the levels
              blocks: int,       # a level, going in
              skips: list[int]   # channels of what was given going in, used up
             ) -> Iterator[nn.ModuleList]: # stages
@@ -268,14 +262,13 @@ def _outward(kit: _Kit,
 
 # %% ../nbs/11_nets.ipynb #7180f13c
 class ADM(nn.Module):
-    """U-Net with down-sampling, (B, C, H, W) to the same; VDM++ appendix H. Raises ValueError for sides
-    that cannot be halved, labels without classes and latents of another width."""
-    def __init__(self,
-                 in_channels: int,      # channels of the image
+    """U-Net with down-sampling, (B, C, H, W) to the same; VDM++ appendix H. Raises ValueError for
+    sides that cannot be halved, labels without classes and latents of another width."""
+    def __init__(self, in_channels: int,      # channels of the image
                  channels: int = 192,   # width of the first level
                  blocks: int = 3,       # residual blocks per level going in
                  multipliers: tuple[int, ...] = (1, 2, 3, 4), # of the width, one per level
-                 attention: tuple[int, ...] = (1, 2, 3), # levels that attend; the middle always does
+                 attention: tuple[int, ...] = (1, 2, 3), # levels that attend, beside the middle
                  head_channels: int = 64, # channels per head
                  dropout: float = 0.1,  # in the residual blocks
                  classes: int = 0,      # number of class labels, 0 for none
@@ -295,19 +288,21 @@ class ADM(nn.Module):
         self.up = nn.ModuleList()
         self.mid = nn.ModuleList([kit.block(last, last), kit.attend(last), kit.block(last, last)])
         self.up.extend(_outward(kit, widths, blocks, [channels, *sizes]))
-        self.out = nn.Sequential(*_active(first), _zeroed(nn.Conv2d(first, in_channels, 3, padding=1)))
+        answer = _zeroed(nn.Conv2d(first, in_channels, 3, padding=1))
+        self.out = nn.Sequential(*_active(first), answer)
         self.to(memory_format=torch.channels_last)
 
     def fits(self, height: int, width: int):
         "Raises ValueError unless both sides of an image can be halved often enough."
         small = 2**(self.levels - 1)
         if height % small or width % small:
-            raise ValueError(f"images of {height}x{width} cannot be halved {self.levels - 1} times: "
-                             f"give fewer multipliers, or sides divisible by {small}")
+            raise ValueError(f"images of {height}x{width} cannot be halved {self.levels - 1} "
+                             f"times: give fewer multipliers, or sides divisible by {small}")
 
 # %% ../nbs/11_nets.ipynb #e6b20022
 @patch
-def forward(self: ADM, z_t: Tensor, gamma: Tensor, w: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+def forward(self: ADM, z_t: Tensor, gamma: Tensor,
+            w: Tensor | None = None, y: Tensor | None = None) -> Tensor:
     "The network's answer, like z_t; raises ValueError for sides that cannot be halved."
     self.fits(*z_t.shape[-2:])
     c = self.condition(gamma, w, y).expand(len(z_t), -1)
@@ -323,10 +318,9 @@ def forward(self: ADM, z_t: Tensor, gamma: Tensor, w: Tensor | None = None, y: T
 
 # %% ../nbs/11_nets.ipynb #67695c69
 class MLP(nn.Module):
-    """Residual network for vectors (B, D) to the same. Raises ValueError for labels without classes and
-    latents of another width."""
-    def __init__(self,
-                 dim: int,         # D
+    """Residual network for vectors (B, D) to the same. Raises ValueError for labels without classes
+    and latents of another width."""
+    def __init__(self, dim: int,         # D
                  width: int = 128, # of the hidden layers
                  blocks: int = 3,  # residual blocks
                  fourier: tuple[float, ...] = (), # exponents of the Fourier features
@@ -345,7 +339,8 @@ class MLP(nn.Module):
         self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), layer(), nn.SiLU(), layer())
                                     for _ in range(blocks))
 
-    def forward(self, z_t: Tensor, gamma: Tensor, w: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+    def forward(self, z_t: Tensor, gamma: Tensor,
+                w: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         c = self.condition(gamma, w, y)
         h = self.inp(_shown(z_t, gamma, self.fourier, self.gamma_map))
         for block in self.blocks: h = h + block(h + c)
@@ -360,7 +355,8 @@ def _halved(size: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 def _two_layers(n_in: int, width: int) -> list[nn.Module]:
     "What vectors go through."
-    return [nn.Linear(n_in, width), nn.SiLU(), nn.Linear(width, width), nn.LayerNorm(width), nn.SiLU()]
+    first, second = nn.Linear(n_in, width), nn.Linear(width, width)
+    return [first, nn.SiLU(), second, nn.LayerNorm(width), nn.SiLU()]
 
 def _reader(channels: int,     # of the image
             size: tuple[int, ...], # height and width
@@ -379,8 +375,7 @@ def _reader(channels: int,     # of the image
 # %% ../nbs/11_nets.ipynb #a627776a
 class Encoder(nn.Module):
     "Image (B, C, H, W) or vector (B, D), coded to [-1, 1], to the parameters of q(w|x), (B, out)."
-    def __init__(self,
-                 event_shape: tuple[int, ...], # shape of one example
+    def __init__(self, event_shape: tuple[int, ...], # shape of one example
                  out: int,            # parameters of q(w|x)
                  channels: int = 32,  # width
                  scale: float = 0.1): # of the last layer's first weights
@@ -398,7 +393,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor: return self.out(self.layers(x))
 
 class Uninformed(nn.Module):
-    "An encoder that does not look: zeros (B, out), with which every q(w|x) of this package is its prior."
+    "An encoder that does not look: zeros (B, out), with which q(w|x) is the prior."
     def __init__(self, out: int): # parameters of q(w|x)
         super().__init__()
         self.width = out
@@ -422,10 +417,9 @@ def _writer(latent: int,       # numbers in w
     return nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
 class Decoder(nn.Module):
-    """An encoder mirrored: a latent (B, latent) to x_hat, like z_t, at which it does not look. Raises
-    ValueError for a latent of another width."""
-    def __init__(self,
-                 event_shape: tuple[int, ...], # shape of one example
+    """An encoder mirrored: a latent (B, latent) to x_hat, like z_t, at which it does not look.
+    Raises ValueError for a latent of another width."""
+    def __init__(self, event_shape: tuple[int, ...], # shape of one example
                  latent: int,         # numbers in w
                  channels: int = 32): # width of its last layers, the encoder's of its first
         super().__init__()
@@ -435,17 +429,18 @@ class Decoder(nn.Module):
             self.layers = _writer(latent, c, size, channels)
         else:
             width = 4 * channels
-            self.layers = nn.Sequential(*_two_layers(latent, width), nn.Linear(width, math.prod(event_shape)))
+            layers = _two_layers(latent, width)
+            self.layers = nn.Sequential(*layers, nn.Linear(width, math.prod(event_shape)))
 
-    def forward(self, z_t: Tensor, gamma: Tensor, w: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+    def forward(self, z_t: Tensor, gamma: Tensor,
+                w: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         return self.layers(_checked(w, self.latent)).reshape(z_t.shape)
 
 # %% ../nbs/11_nets.ipynb #b3a4a9c7
 class Coefficients(nn.Module):
-    """Latent (B, latent) to `numbers` coefficients per dimension, (B, numbers, *event). Raises ValueError
-    for a latent of another width."""
-    def __init__(self,
-                 latent: int,         # numbers in w
+    """Latent (B, latent) to `numbers` coefficients per dimension, (B, numbers, *event). Raises
+    ValueError for a latent of another width."""
+    def __init__(self, latent: int,         # numbers in w
                  numbers: int,        # coefficients per dimension
                  event_shape: tuple[int, ...], # shape of one example
                  hidden: int = 64,    # width
