@@ -30,7 +30,7 @@ from .schedules import gamma_and_slope, Linear, Schedule
 from .objective import shifted, Weighting, weightings
 from .latents import Gaussian
 from .diffusion import Diffusion
-from .sampling import points_between as interpolate
+from .sampling import interpolate
 from .data import Data
 from .probing import Axes, describe, principal
 

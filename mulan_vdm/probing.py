@@ -26,8 +26,8 @@ class Probes(NamedTuple):
     def report(self, strata: Tensor | None = None # class of each test image
               ) -> dict: # JSON-ready
         "Accuracies as [mean, se], and the cluster scores."
-        linear, neighbours = (list(mean_se(v, strata)) for v in (self.linear, self.neighbours))
-        return dict(linear=linear, neighbours=neighbours, nmi=self.nmi, ari=self.ari, n=len(self[0]))
+        accuracies = {name: list(mean_se(getattr(self, name), strata)) for name in self._fields[:2]}
+        return dict(accuracies, nmi=self.nmi, ari=self.ari, n=len(self.linear))
 
 def probe(train: Split, # features (N, D) and labels
           test: Split, # the same of other images
@@ -100,9 +100,10 @@ def information(mean: Tensor, std: Tensor, # of q(w|x), Gaussian, for each image
     generator = torch.Generator().manual_seed(seed)
     w = mean + std * torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
     volume = std.log().sum(1)
-    precision, pull, offset = std**-2, mean / std**2, (mean**2 / std**2).sum(1)
+    precision = std**-2
+    pull = mean * precision
     def log_q(w: Tensor) -> Tensor: # log q(w|x_m) without constants (n, N)
-        return w @ pull.T - (w.square() @ precision.T + offset) / 2 - volume
+        return w @ pull.T - (w.square() @ precision.T + (mean * pull).sum(1)) / 2 - volume
     mixture = torch.cat([log_q(part).logsumexp(1) for part in w.split(1000)]) - math.log(len(w))
     own = -0.5 * ((w - mean) / std).square().sum(1) - volume
     return mean_se(own - mixture)

@@ -61,20 +61,24 @@ def draw_run(run: str | Path, # run folder
     return [run.picture(name) for name in figures]
 
 # %% ../nbs/21_reports.ipynb #7e57159e
+def _several(model: Diffusion, data: Data, samples: int, **how) -> dict: # JSON-ready
+    "The bound with several latents, with one, and what is gained."
+    found = importance_evaluate(model, data.test.x, samples, strata=data.strata, **how)
+    plain = found.extra['plain']
+    figures = dict(importance=found.bpd, plain=plain, gain=plain - found.bpd)
+    report = {name: list(mean_se(v, data.strata)) for name, v in figures.items()}
+    return dict(report, samples=samples, draws_per_sample=found.draws)
+
 def _bound(model: Diffusion, data: Data, report: dict, # filled
            draws: int | None, samples: int, T: int | None, even: bool,
            **how) -> tuple[Evaluation, str]: # batch_size, seed, progress; what was found, in words
     "The variational bound: every image once, its own times and noise."
-    x, strata, extra = data.test.x, data.strata, ''
+    extra = ''
     if samples > 1:
-        several = importance_evaluate(model, x, samples, strata=strata, T=T, **how)
-        figures, gain = several.report(), several.extra['plain'] - several.bpd
-        report['importance'] = r = dict(
-            importance=[figures['bpd'], figures['bpd_se']], plain=figures['plain'],
-            gain=list(mean_se(gain, strata)), samples=samples, draws_per_sample=several.draws)
+        report['importance'] = r = _several(model, data, samples, T=T, **how)
         extra = (f"\n{samples} latents each: {_with_error(r['importance'], '.4f')}, "
                  f"gain over one {_with_error(r['gain'], '+.4f')}")
-    found = evaluate(model, x, draws, strata, T=T, even=even, **how)
+    found = evaluate(model, data.test.x, draws, data.strata, T=T, even=even, **how)
     report.update(found.report(), T=T, draws=found.draws, even=even)
     steps = ('continuous time' if T is None else f'{T} steps') + ', even levels' * even
     return found, f'{found.draws} draws each, {steps}\n{found.table()}{extra}'
@@ -89,10 +93,11 @@ def _flow(model: Diffusion, data: Data, report: dict, # filled
     generator = torch.Generator().manual_seed(seed)
     found = ode_evaluate(model, data.test.x[:n], None, draws or 1, strata=strata,
                          generator=generator, **options, **how)
-    mean, most = found.extra['nfe'].mean().item(), int(found.extra['nfe'].max())
-    report.update(found.report(), draws=found.draws, nfe=mean, nfe_max=most, **options)
+    nfe = found.extra['nfe']
+    mean = nfe.mean().item()
+    report.update(found.report(), draws=found.draws, nfe=mean, nfe_max=int(nfe.max()), **options)
     return found, (f"{found.draws} draws each, tolerance {options['tolerance']:g}, {mean:.0f} "
-                   f"function evaluations per image (at most {most})\n{found.table()}")
+                   f"function evaluations per image (at most {nfe.max():.0f})\n{found.table()}")
 
 # %% ../nbs/21_reports.ipynb #38f1b3b7
 class _Reported(Evaluation):
@@ -163,7 +168,8 @@ def _read_latents(path: str | Path) -> Tensor: # means (N, d)
 
 # %% ../nbs/21_reports.ipynb #0d464138
 def _score(run: Run, data: Data, x: Tensor, y: Tensor | None, # samples and their labels
-           how: dict, progress: bool) -> tuple[dict, str]: # how they were drawn; report, what it says
+           how: dict, progress: bool # how they were drawn
+          ) -> tuple[dict, str]: # report, what it says
     "Scores of samples, by a classifier trained here; writes report_samples.json."
     scores = sample_scores(train_judge(data, progress=progress), data, x, y)
     report = dict(scores, **how, data=data.name, release=data.release,
@@ -206,13 +212,15 @@ def sample_run(run: str | Path, # run folder
     run, (model, config, trained) = Run(run), load_run(run)
     w = None if latents is None else _read_latents(latents)[:n]
     n = n if w is None else len(w)
-    y, start = _labels(model, n, label), time.time()
+    y = _labels(model, n, label)
+    start = time.time()
     given = {name: v if v is None else v.to(device()) for name, v in dict(w=w, y=y).items()}
     how = dict(steps=steps, step=step, grid=grid, guidance=guidance, clip=clip, clean=clean)
     generator = torch.Generator(device()).manual_seed(seed)
     x = sample(model.to(device()), n, generator=generator, batch_size=batch_size, progress=progress,
                **given, **how).cpu()
-    found, seconds = Result('', x=x, y=y), time.time() - start
+    seconds = time.time() - start
+    found = Result('', x=x, y=y)
     if not first_process(): return found
     title = (f"{config['system']} on {config['data']['name']}, {trained} training steps, "
              f"{steps} steps of {step}" + (f', label {label}' if label is not None else '')
@@ -266,7 +274,8 @@ def probe_run(run: str | Path, # run folder
     """What labels can be read from the latent, beside pixels, principal components of equal width
     and the encoder before training; writes report_probe.json."""
     run, (model, config, steps) = Run(run), load_run(run)
-    data, size, n = run.data(), model.latent.size, len(run.data().test.x)
+    data = run.data()
+    size = model.latent.size
     latent = lambda model: lambda x: _moments(model, x)[:, 0]
     flat = in_batches(pixels, data.train.x)
     d = min(size, *flat.shape)
@@ -277,7 +286,8 @@ def probe_run(run: str | Path, # run folder
             f'pixels, {flat.shape[1]}': pixels}
     probes = {name: probe(*describe(data, f), seed).report(data.strata) for name, f in rows.items()}
     report = dict(data=data.name, release=data.release, steps=steps, probes=probes)
-    lines = [f"{data.name}, probes trained on {len(flat)} images, asked about {n}",
+    lines = [f'{data.name}, probes trained on {len(flat)} images, '
+             f'asked about {len(data.test.x)}',
              f"{'features':32}{'linear':>7} ± {'se':7}{'5 neighbours':>12} ± {'se':7}"
              f"{'NMI':>6}{'ARI':>6}"]
     for name, r in probes.items():
@@ -286,8 +296,9 @@ def probe_run(run: str | Path, # run folder
     if isinstance(model.latent, Gaussian):
         report['latent'] = r = latent_report(*_moments(model, data.test.x).unbind(1))
         lines.append(f"KL {_with_error(r['kl'], '.2f')} nats, information at least "
-                     f"{_with_error(r['information'], '.2f')} (no estimate from {n} images exceeds "
-                     f"{r['log_n']:.2f}), {r['active']} of {r['d']} numbers active")
+                     f"{_with_error(r['information'], '.2f')} (no estimate from "
+                     f"{len(data.test.x)} images exceeds {r['log_n']:.2f}), "
+                     f"{r['active']} of {r['d']} numbers active")
     lines.append(f"report: {run.write_report(report, 'probe')}")
     return Result('\n'.join(lines), report=report)
 
@@ -307,15 +318,17 @@ def explore_run(run: str | Path, # run folder
 # %% ../nbs/21_reports.ipynb #e19ff055
 def _bounds(runs: list[Run]) -> list[dict]: # one row each
     "Bits/dim of runs, and their differences to the first where images and noise were the same."
-    rows, strata = [], runs[0].data().strata
-    for run in runs:
-        r, bpd = run.report(), torch.from_numpy(run.per_image()['bpd'])
-        if not rows: first, its_bpd = r, bpd
-        paired = rows and all(r.get(k, False) == first.get(k, False)
-                              for k in ('data', 'release', 'n', 'seed', 'draws', 'T', 'even'))
+    reports = [run.report() for run in runs]
+    values = [torch.from_numpy(run.per_image()['bpd']) for run in runs]
+    strata = runs[0].data().strata
+    alike = lambda r: all(r.get(k, False) == reports[0].get(k, False)
+                          for k in ('data', 'release', 'n', 'seed', 'draws', 'T', 'even'))
+    rows = []
+    for run, r, bpd in zip(runs, reports, values):
+        paired = rows and alike(r)
         rows.append(dict(run=str(run), system=r['system'], bpd=[r['bpd'], r['bpd_se']],
                          latent=r['terms']['latent'][0],
-                         difference=list(mean_se(bpd - its_bpd, strata)) if paired else None,
+                         difference=list(mean_se(bpd - values[0], strata)) if paired else None,
                          steps=r['steps'], params=r['params'], seconds=r['seconds']))
     return rows
 
@@ -353,7 +366,8 @@ def gallery(runs: list[str | Path], # run folders
             columns: int = 12 # samples in a row
            ) -> Result: # figure, None if no run was sampled
     "One row of samples per run that was sampled."
-    rows, without = {}, []
+    rows = {}
+    without = []
     for run in map(Run, runs):
         x = run.samples()
         if x is None: without.append(str(run))
@@ -369,12 +383,12 @@ def describe_run(run: str | Path # run folder
                 ) -> str:
     "What a run is, how far it got, what it is worth, and its pictures."
     run = Run(run)
-    config, r = run.config, run.report()
+    config = run.config
     lines = [f"{run}: {config['system']} on {config['data']['name']}, "
              f"{run.steps} of {config['fit'].get('steps', '?')} steps"]
     for part in ('data', 'model', 'fit'):
         lines.append(f'{part:5} ' + ', '.join(f'{k}={v}' for k, v in config[part].items()))
-    if r:
+    if r := run.report():
         bpd = _with_error([r['bpd'], r['bpd_se']], '.4f')
         lines.append(f"test {bpd} bits/dim after {r['steps']} steps, {r['params']:,} parameters")
     return '\n'.join(lines + [f'picture: {picture}' for picture in run.pictures()])
