@@ -42,8 +42,7 @@ def ddpm_step(denoise: Denoise, # z_t, gamma_t -> x_hat, eps_hat
 # %% ../nbs/10_sampling.ipynb #7fd65f0b
 def ddpm_large_step(denoise: Denoise, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor,
                     noise: Tensor) -> Tensor: # z_s, like z_t
-    """Ancestral step with the variance of q(z_t | z_s), exact for standard normal data;
-    Ho et al. 2020."""
+    "Ancestral step, variance of q(z_t | z_s): exact for standard normal data; Ho et al. 2020."
     x_hat, _ = denoise(z_t, gamma_t)
     mean, _ = posterior(z_t, x_hat, gamma_s, gamma_t)
     _, std = transition(gamma_s, gamma_t)
