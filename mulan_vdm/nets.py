@@ -277,7 +277,6 @@ class ADM(nn.Module):
         super().__init__()
         kit = _Kit(4 * channels, dropout, tuple(attention), head_channels)
         widths = [m * channels for m in multipliers]
-        first, last = widths[0], widths[-1]
         self.fourier = tuple(fourier)
         self.classes = classes
         self.levels = len(multipliers)
@@ -286,10 +285,11 @@ class ADM(nn.Module):
         stages, sizes = zip(*_inward(kit, channels, widths, blocks))
         self.down = nn.ModuleList(stages)
         self.up = nn.ModuleList()
-        self.mid = nn.ModuleList([kit.block(last, last), kit.attend(last), kit.block(last, last)])
+        deep = widths[-1]
+        self.mid = nn.ModuleList([kit.block(deep, deep), kit.attend(deep), kit.block(deep, deep)])
         self.up.extend(_outward(kit, widths, blocks, [channels, *sizes]))
-        answer = _zeroed(nn.Conv2d(first, in_channels, 3, padding=1))
-        self.out = nn.Sequential(*_active(first), answer)
+        answer = _zeroed(nn.Conv2d(widths[0], in_channels, 3, padding=1))
+        self.out = nn.Sequential(*_active(widths[0]), answer)
         self.to(memory_format=torch.channels_last)
 
     def fits(self, height: int, width: int):
