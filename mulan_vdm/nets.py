@@ -125,17 +125,20 @@ class ResBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.skip = nn.Conv2d(n_in, n_out, 1) if n_in != n_out else nn.Identity()
 
-    def told(self, r: Tensor, c: Tensor) -> Tensor: # like r
-        "Normalized features that have heard the condition."
-        c = self.cond(c)[:, :, None, None]
-        if not self.modulate: return self.norm2(r + c)
-        scale, shift = c.chunk(2, 1)
-        return self.norm2(r) * (1 + scale) + shift
+# %% ../nbs/11_nets.ipynb #ecba1db8
+@patch
+def told(self: ResBlock, r: Tensor, c: Tensor) -> Tensor: # like r
+    "Normalized features that have heard the condition."
+    c = self.cond(c)[:, :, None, None]
+    if not self.modulate: return self.norm2(r + c)
+    scale, shift = c.chunk(2, 1)
+    return self.norm2(r) * (1 + scale) + shift
 
-    def forward(self, h: Tensor, c: Tensor) -> Tensor:
-        r = self.conv1(self.resize(F.silu(self.norm1(h))))
-        r = self.conv2(self.dropout(F.silu(self.told(r, c))))
-        return self.skip(self.resize(h)) + r
+@patch
+def forward(self: ResBlock, h: Tensor, c: Tensor) -> Tensor:
+    r = self.conv1(self.resize(F.silu(self.norm1(h))))
+    r = self.conv2(self.dropout(F.silu(self.told(r, c))))
+    return self.skip(self.resize(h)) + r
 
 # %% ../nbs/11_nets.ipynb #5fee7c4c
 class Attention(nn.Module):
@@ -193,7 +196,8 @@ class UNet(nn.Module):
 def forward(self: UNet, z_t: Tensor, # noisy data (B, C, H, W)
             gamma: Tensor,           # noise level, broadcastable to z_t
             w: Tensor | None = None, # latent (B, latent)
-            y: Tensor | None = None) -> Tensor: # class labels (B,), -1 for none; answer like z_t
+            y: Tensor | None = None  # class labels (B,), -1 for none
+           ) -> Tensor:              # like z_t
     "The network's answer."
     c = self.condition(gamma, w, y).expand(len(z_t), -1)
     seen = _shown(z_t, gamma, self.fourier, self.gamma_map)
@@ -277,7 +281,6 @@ class ADM(nn.Module):
         super().__init__()
         kit = _Kit(4 * channels, dropout, tuple(attention), head_channels)
         widths = [m * channels for m in multipliers]
-        first, last = widths[0], widths[-1]
         self.fourier = tuple(fourier)
         self.classes = classes
         self.levels = len(multipliers)
@@ -286,20 +289,22 @@ class ADM(nn.Module):
         stages, sizes = zip(*_inward(kit, channels, widths, blocks))
         self.down = nn.ModuleList(stages)
         self.up = nn.ModuleList()
-        self.mid = nn.ModuleList([kit.block(last, last), kit.attend(last), kit.block(last, last)])
+        deep = widths[-1]
+        self.mid = nn.ModuleList([kit.block(deep, deep), kit.attend(deep), kit.block(deep, deep)])
         self.up.extend(_outward(kit, widths, blocks, [channels, *sizes]))
-        answer = _zeroed(nn.Conv2d(first, in_channels, 3, padding=1))
-        self.out = nn.Sequential(*_active(first), answer)
+        answer = _zeroed(nn.Conv2d(widths[0], in_channels, 3, padding=1))
+        self.out = nn.Sequential(*_active(widths[0]), answer)
         self.to(memory_format=torch.channels_last)
 
-    def fits(self, height: int, width: int):
-        "Raises ValueError unless both sides of an image can be halved often enough."
-        small = 2**(self.levels - 1)
-        if height % small or width % small:
-            raise ValueError(f"images of {height}x{width} cannot be halved {self.levels - 1} "
-                             f"times: give fewer multipliers, or sides divisible by {small}")
-
 # %% ../nbs/11_nets.ipynb #e6b20022
+@patch
+def fits(self: ADM, height: int, width: int) -> None:
+    "Raises ValueError unless both sides of an image can be halved often enough."
+    small = 2**(self.levels - 1)
+    if height % small or width % small:
+        raise ValueError(f"images of {height}x{width} cannot be halved {self.levels - 1} "
+                         f"times: give fewer multipliers, or sides divisible by {small}")
+
 @patch
 def forward(self: ADM, z_t: Tensor, gamma: Tensor,
             w: Tensor | None = None, y: Tensor | None = None) -> Tensor:
@@ -339,12 +344,14 @@ class MLP(nn.Module):
         self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), layer(), nn.SiLU(), layer())
                                     for _ in range(blocks))
 
-    def forward(self, z_t: Tensor, gamma: Tensor,
-                w: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-        c = self.condition(gamma, w, y)
-        h = self.inp(_shown(z_t, gamma, self.fourier, self.gamma_map))
-        for block in self.blocks: h = h + block(h + c)
-        return z_t + self.out(F.silu(h))
+# %% ../nbs/11_nets.ipynb #5d0fdea4
+@patch
+def forward(self: MLP, z_t: Tensor, gamma: Tensor,
+            w: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+    c = self.condition(gamma, w, y)
+    h = self.inp(_shown(z_t, gamma, self.fourier, self.gamma_map))
+    for block in self.blocks: h = h + block(h + c)
+    return z_t + self.out(F.silu(h))
 
 # %% ../nbs/11_nets.ipynb #5ec9c5c2
 def _halved(size: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -416,6 +423,7 @@ def _writer(latent: int,       # numbers in w
     layers += [*_active(n), nn.Conv2d(n, channels, 3, padding=1)]
     return nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
+# %% ../nbs/11_nets.ipynb #df84bcf8
 class Decoder(nn.Module):
     """An encoder mirrored: a latent (B, latent) to x_hat, like z_t, at which it does not look.
     Raises ValueError for a latent of another width."""

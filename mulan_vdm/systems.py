@@ -111,7 +111,7 @@ def make_latent(event_shape: tuple[int, ...], # shape of one example: (C, H, W) 
     "Latent by name, with its encoder. Raises ValueError for unknown names and sizes."
     kind = choose('latent', latent, {**latents, 'none': NoLatent})
     if kind is NoLatent: return NoLatent()
-    width = kind.encoder_width(m)
+    width = kind.parameters_of(m)
     encoder = Encoder(event_shape, width, encoder_channels) if informed else Uninformed(width)
     return kind(encoder, m, **_taken(kind, dict(k=k, estimator=estimator, bound=bound)))
 
@@ -274,7 +274,8 @@ def translated(config: dict # with `system` and `model`
               ) -> dict:
     "A configuration that version 0.1.0 stored in today's words; any other as it is."
     if 'fourier_min' not in config['model']: return config
-    model, training = dict(config['model']), dict(config.get('fit', {}))
+    model = dict(config['model'])
+    training = dict(config.get('fit', {}))
     first, last = model.pop('fourier_min'), model.pop('fourier_max')
     model['fourier'] = [first + i for i in range(math.floor(last - first) + 1)]
     if 'drop' in model: training['drop'] = model.pop('drop')
