@@ -17,7 +17,7 @@ from .schedules import Linear
 from .processes import Rows, share_out
 from .latents import cross_fitted, NoLatent
 from .codec import bits_per_dim
-from .diffusion import Diffusion, Terms
+from .diffusion import Diffusion, evaluating, Terms
 
 # %% ../nbs/16_evaluation.ipynb #7924a49f
 def mean_se(values: Tensor, # one per image (N,)
@@ -109,10 +109,7 @@ def _in_order(model: Diffusion, jobs: list[Callable[[], Tensor]], # batch by bat
               per: int,                                           # jobs of a batch
               progress: bool) -> Tensor: # (per, ..., N)
     "What the jobs find of all images, in their order, by a model in evaluation mode."
-    training = model.training
-    model.eval()
-    try: found = share_out(jobs, title='evaluating' * progress)
-    finally: model.train(training)
+    with evaluating(model): found = share_out(jobs, title='evaluating' * progress)
     batches = [torch.stack(found[i:i + per]) for i in range(0, len(found), per)]
     return torch.cat(batches, -1)
 
@@ -138,7 +135,8 @@ def evaluate(model: Diffusion, # usually the averaged one
     if draws < 2 or len(x) == 0:
         raise ValueError(f"draws={draws} on {len(x)} images: "
                          "at least 2 draws and one image are needed for an error estimate")
-    generator, jobs = torch.Generator(model.reference.device).manual_seed(seed), []
+    generator = torch.Generator(model.reference.device).manual_seed(seed)
+    jobs = []
     for batch in x.split(batch_size):
         drawn = _numbers(len(batch), draws, 1, generator, model.reference.dtype)
         jobs += [partial(_costs, model, batch, T, t[None], [noise]) for t, noise in zip(*drawn)]
@@ -154,8 +152,9 @@ def evaluate(model: Diffusion, # usually the averaged one
 def _evenly(model: Diffusion, T: int | None) -> Iterator[None]:
     """Meanwhile the schedule is the straight line between its ends. Raises ValueError for finite T,
     a schedule per pixel and infinite ends."""
-    own, ends = model.schedule, model.schedule.ends()
-    if T is not None or getattr(own, 'event_shape', ()) or not math.isfinite(ends[0] - ends[1]):
+    own = model.schedule
+    ends = own.ends()
+    if T is not None or own.event_shape or not math.isfinite(ends[0] - ends[1]):
         raise ValueError(f"even=True with T={T} and {type(own).__name__} from {ends[0]:g} to "
                          f"{ends[1]:g}: only in continuous time, and for one schedule for all "
                          "pixels with finite ends, are other levels the same bound; leave it out")
@@ -167,7 +166,8 @@ def _evenly(model: Diffusion, T: int | None) -> Iterator[None]:
 def _combined(nats: Tensor, # terms by each latent and each set of times (K, 2, 4, N)
               event_shape: tuple[int, ...], draws: int, strata: Tensor | None) -> Evaluation:
     "The cross-fitted bound and the plain one; the noise by leaving out each latent once."
-    samples, bits = len(nats), partial(bits_per_dim, event_shape=event_shape)
+    samples = len(nats)
+    bits = partial(bits_per_dim, event_shape=event_shape)
     costs = nats.sum(2)
     bound = bits(cross_fitted(*costs.unbind(1)))
     noise = torch.full_like(bound, math.nan)
@@ -200,7 +200,8 @@ def importance_evaluate(model: Diffusion, # with a latent
     if samples < 1 or draws < 2 or draws % 2:
         raise ValueError(f"samples={samples}, draws={draws}: at least one latent, "
                          "and an even number of draws for each")
-    generator, jobs = torch.Generator(model.reference.device).manual_seed(seed), []
+    generator = torch.Generator(model.reference.device).manual_seed(seed)
+    jobs = []
     for batch in [b for b in x.split(batch_size) for _ in range(samples)]:
         draws_w = _child(generator)
         drawn = _numbers(len(batch), draws // 2, 2, generator, model.reference.dtype)
