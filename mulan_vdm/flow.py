@@ -10,7 +10,6 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchode import AutoDiffAdjoint, InitialValueProblem, ODETerm, PIDController, Status, Tsit5
 from typing import Callable, NamedTuple
 from .noise import sigma
 from .schedules import gamma_and_slope
@@ -70,6 +69,7 @@ def _check_arrival(status: Tensor, nfe: Tensor, tolerance: float, max_steps: int
     "Raises FloatingPointError if an example did not arrive."
     failed = int((status != 0).sum())
     if not failed: return
+    from torchode import Status
     broken = (status == Status.INFINITE_NORM.value).any()
     why = 'a value is not finite' if broken else f'max_steps={max_steps} reached'
     raise FloatingPointError(f"{failed} of {len(status)} trajectories failed at "
@@ -87,15 +87,16 @@ def solve(f: Callable[[Tensor, Tensor], Tensor], # t (B,), state (B, S) -> its d
          ) -> tuple[Tensor, Tensor]:    # state at the end (B, S), evaluations of f (B,)
     """Tsitouras' 5(4) pair with the error of every example controlled by itself. Raises
     FloatingPointError if it does not arrive, ValueError for values that are not positive."""
+    import torchode # takes as long as torch itself: only where it is needed
     check_solver(tolerance, max_steps)
     def norm(r: Tensor) -> Tensor: # scaled errors (B, S) -> (B,)
         z = r[:, :D].square().mean(1, keepdim=True).sqrt()
         return torch.cat([z, r[:, D:].abs()], 1).amax(1)
-    control = PIDController(tolerance, tolerance, 0.2, 0.5, 0., norm=norm).to(state)
-    method = AutoDiffAdjoint(Tsit5(), control, max_steps=max_steps)
+    control = torchode.PIDController(tolerance, tolerance, 0.2, 0.5, 0., norm=norm).to(state)
+    method = torchode.AutoDiffAdjoint(torchode.Tsit5(), control, max_steps=max_steps)
     start, end = (torch.full_like(state[:, 0], t) for t in span)
-    problem = InitialValueProblem(state, start, end, None)
-    solution = method.solve(problem, ODETerm(f, with_stats=False))
+    problem = torchode.InitialValueProblem(state, start, end, None)
+    solution = method.solve(problem, torchode.ODETerm(f, with_stats=False))
     nfe = 2 + 6 * solution.stats['n_steps']
     _check_arrival(solution.status, nfe, tolerance, max_steps)
     return solution.ys[:, 0], nfe
