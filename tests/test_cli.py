@@ -29,6 +29,20 @@ def run(tmp_path_factory):
 def test_help_is_quick():
     assert best_of(5, sys.executable, '-m', 'mulan_vdm.cli', '--help') < 1
 
+@pytest.mark.parametrize('words', [[], ['--help']])
+def test_plain_help_leaves_torch_alone(words):
+    code = ("import sys; from mulan_vdm.cli import main\ntry: main(sys.argv[1:])\n"
+            "finally: print('torch' in sys.modules)")
+    done = subprocess.run([sys.executable, '-c', code, *words], capture_output=True, text=True, env=ENV)
+    assert done.returncode == 0 and done.stdout.startswith('usage: mulan-vdm')
+    assert done.stdout.endswith('False\n')
+
+def test_version_by_either_name():
+    for module in ('mulan_vdm', 'mulan_vdm.cli'):
+        command = [sys.executable, '-m', module, '--version']
+        done = subprocess.run(command, capture_output=True, text=True, env=ENV)
+        assert (done.returncode, done.stdout.split()[0]) == (0, 'mulan-vdm')
+
 def test_import_costs_little_more_than_torch():
     "Processor time of the second import, in a process that has torch already."
     code = ('import torch, time; start = time.process_time(); import mulan_vdm; '

@@ -28,20 +28,20 @@ def test_the_example_prints_what_it_shows(capsys):
 def small(tmp_path_factory):
     """The package with less to do: a thousandth of the training steps, two draws, four images for the
     flow, few sampling steps."""
-    from mulan_vdm import evaluation, likelihood, plots, sampling, training
+    from mulan_vdm import reports, training
     patch, here = pytest.MonkeyPatch(), tmp_path_factory.mktemp('readme'); patch.chdir(here)
-    fit, evaluate, flow, sample, figures = (training.fit, evaluation.evaluate, likelihood.ode_evaluate,
-                                            sampling.sample, plots.latent_figures)
+    fit, evaluate, flow, sample, figures = (training.fit, reports.evaluate, reports.ode_evaluate,
+                                            reports.sample, reports.latent_figures)
     # wrapped: flags are read from its signature
     patch.setattr(training, 'fit',
                   functools.wraps(fit)(lambda *a, steps=3000, **k: fit(*a, steps=max(2, steps // 1000),
                                                                        **{**k, 'batch_size': 16})))
-    patch.setattr(evaluation, 'evaluate', lambda model, x, draws, *a, **k: evaluate(model, x, 2, *a, **k))
-    patch.setattr(likelihood, 'ode_evaluate',
+    patch.setattr(reports, 'evaluate', lambda model, x, draws, *a, **k: evaluate(model, x, 2, *a, **k))
+    patch.setattr(reports, 'ode_evaluate',
                   lambda model, x, *a, strata=None, **k: flow(model, x[:4], *a, **{**k, 'tolerance': 0.1}))
-    patch.setattr(sampling, 'sample', lambda model, n, steps, **k: sample(
+    patch.setattr(reports, 'sample', lambda model, n, steps, **k: sample(
         model, min(n, 9), min(steps, 4), **{**k, 'y': None if k.get('y') is None else k['y'][:9]}))
-    patch.setattr(plots, 'latent_figures', lambda model, data, n, steps: figures(model, data, n, 3))
+    patch.setattr(reports, 'latent_figures', lambda model, data, n, steps: figures(model, data, n, 3))
     yield here
     patch.undo()
 
