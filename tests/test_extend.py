@@ -21,8 +21,7 @@ small = dict(channels=8, blocks=1, fourier=(3,), dropout=0., gamma_min=-7.9)
 
 def rows(seed=0, **part): return Rows(torch.Generator().manual_seed(seed), **part)
 
-@pytest.fixture(params=[(schedules, 'bent'), (latents, 'coins'), (samplers, 'midpoint'), (sources, 'bars')],
-                ids=lambda p: p[1], autouse=True)
+@pytest.fixture
 def added(request):
     "An entry that the page adds to a table; gone afterwards."
     table, name = request.param
@@ -33,8 +32,9 @@ def added(request):
     yield name
     del table[name]
 
-def only(name): return pytest.mark.parametrize('added', [(dict(bent=schedules, coins=latents, midpoint=samplers,
-                                                              bars=sources)[name], name)], indirect=True)
+def only(name):
+    table = dict(bent=schedules, coins=latents, midpoint=samplers, bars=sources)[name]
+    return pytest.mark.parametrize('added', [(table, name)], indirect=True, ids=[name])
 
 @only('bent')
 def test_a_schedule(added):
@@ -74,9 +74,10 @@ def test_a_latent(added):
     many = torch.stack([model.latent.log_ratio(model.latent(x, rows(i))[0], x) for i in range(2000)])
     assert ((many.mean(0) - kl).abs() < 5 * many.std(0) / 2000**0.5 + 1e-6).all()
     chances = model.latent.told(x).probs.double()
-    assert_close(kl.double(), (chances * (2 * chances).log() + (1 - chances) * (2 - 2 * chances).log()).sum(1),
-                 rtol=1e-4, atol=1e-5)
-    whole, halves = model.latent(x, rows())[0], [model.latent(x[i::2], rows(rank=i, world=2))[0] for i in (0, 1)]
+    cost = chances * (2 * chances).log() + (1 - chances) * (2 - 2 * chances).log()
+    assert_close(kl.double(), cost.sum(1), rtol=1e-4, atol=1e-5)
+    whole = model.latent(x, rows())[0]
+    halves = [model.latent(x[i::2], rows(rank=i, world=2))[0] for i in (0, 1)]
     assert torch.equal(whole[0::2], halves[0]) and torch.equal(whole[1::2], halves[1])
     t = torch.full((2,), 0.4)
     level = [model.gamma(t, torch.full((2, 6), w)) for w in (0., 1.)]
