@@ -18,7 +18,7 @@ exported = re.compile(r'^#\|\s*exporti?\b', re.M)
 
 def modules(package):
     "Source of every module that notebooks wrote, by name."
-    return {f.stem: f.read_text(encoding='utf-8') for f in sorted(package.glob('*.py')) if f.stem != '_modidx'}
+    return {f.stem: f.read_text(encoding='utf-8') for f in sorted(package.glob('[a-z]*.py'))}
 
 def body(function):
     "Statements of a function after its docstring."
@@ -94,11 +94,14 @@ def definitions(cell):
     return [n.name for n in ast.parse(cell).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
 
 def asserted_soon(cells):
-    "For every exported definition: its name, and whether code among the next three cells uses it."
+    """For every exported definition: its name, and whether code among the next three cells uses it. A module's
+    `forward` is not called by its name."""
     for i, (source, code) in enumerate(cells):
         if not (code and exported.search(source)): continue
         later = '\n'.join(s for s, c in cells[i + 1:i + 4] if c and not exported.search(s))
-        for name in definitions(source): yield name, bool(re.search(rf'\b{name}\b', later))
+        for name in definitions(source):
+            if name == 'forward': continue
+            yield name, bool(re.search(rf'\b{name}\b', later))
 
 def public(sources):
     "Public names by module, from __all__."
