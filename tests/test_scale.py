@@ -234,6 +234,7 @@ def saved_bytes(checkpointing):
         net(z, torch.zeros(8, 1, 1, 1)).sum()
     return sum(kept.values())
 
+@pytest.mark.bench
 def test_checkpointing_keeps_less():
     assert saved_bytes(True) < 0.4 * saved_bytes(False)
 
