@@ -2,7 +2,7 @@
 
 As in `nbdev_test`, cells marked `eval: false`, cells under a flag of `tst_flags` and notebooks marked
 `skip_exec` are not run: they keep the outputs they have. Standard error and live widgets are not stored.
-A check may add `SEED_SHIFT` to the seeds of the cells: what they assert must not hang on one seed.
+A check goes on after a failed assertion and tells the values that were compared.
 """
 import ast, os, re, sys, time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -21,24 +21,8 @@ from nbdev.process import NBProcessor, extract_directives
 
 root = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(root)) # notebooks import the package of this checkout
-fixed = dict(PYTHONHASHSEED='0', OMP_NUM_THREADS='1', COLUMNS='80')
+fixed = dict(PYTHONHASHSEED='0', OMP_NUM_THREADS='1', COLUMNS='80', KINETO_LOG_LEVEL='99')
 widget = 'application/vnd.jupyter.widget-view+json'
-seeding = 'manual_seed', 'default_rng', 'RandomState', 'SeedSequence'
-
-class ShiftSeeds(ast.NodeTransformer):
-    "Add `shift` to the first argument of every call that seeds and to every literal `seed=`."
-    def __init__(self, shift): self.shift = shift
-    def shifted(self, seed): return ast.BinOp(seed, ast.Add(), ast.Constant(self.shift))
-
-    def visit_Call(self, call):
-        self.generic_visit(call)
-        name = getattr(call.func, 'attr', getattr(call.func, 'id', ''))
-        if name in seeding and call.args and not isinstance(call.args[0], (ast.List, ast.Tuple)):
-            call.args[0] = self.shifted(call.args[0])
-        for k in call.keywords:
-            if k.arg in ('seed', 'random_state') and isinstance(k.value, ast.Constant) \
-               and isinstance(k.value.value, int): k.value = self.shifted(k.value)
-        return ast.fix_missing_locations(call)
 
 class ShowValues:
     "Let a failed `assert` tell the values that it compared, as pytest does."
@@ -64,13 +48,13 @@ def stored(outputs):
     return kept
 
 def execute(path, off, store):
-    """Run the notebook at `path` except cells under the flags `off`, and `store` its outputs or add `SEED_SHIFT`
-    to its seeds; return seconds and an error message, empty if all went well. A check goes on after an assertion."""
+    """Run the notebook at `path` except cells under the flags `off`, and `store` its outputs; return seconds and an
+    error message, empty if all went well. A check goes on after a failed assertion."""
     os.chdir(path.parent)
-    name, start = path.relative_to(root), time.perf_counter()
+    name, start, failures = path.relative_to(root), time.perf_counter(), []
     if NBProcessor(path, FrontmatterProc, process=True).nb.frontmatter_.get('skip_exec'): return 0., ''
     nb, shell = read_nb(path), CaptureShell(path, mpl_format='png')
-    shift, failures = ShiftSeeds(0 if store else int(os.environ.get('SEED_SHIFT', 0))), []
+    shell.ast_transformers.append(ShowValues())
     # matplotlib was imported before the folder changed: its `matplotlibrc` is read now
     shell.run('import matplotlib; matplotlib.rc_file(matplotlib.matplotlib_fname())')
     for i, cell in enumerate(nb.cells):
@@ -78,11 +62,10 @@ def execute(path, off, store):
         code = NbCell(i, cell)
         flags = extract_directives(code)
         if off & flags.keys() or flags.get('eval:') == ['false'] or 'nbdev_export(' in code.source: continue
-        exported = any(f.startswith('export') for f in flags)
-        shell.ast_transformers = [ShowValues()] if exported or not shift.shift else [shift, ShowValues()]
         cell.outputs = stored(shell.run(code.source))
-        if shell.exc: failures.append(f'{name}: cell {i} ({cell.id}) failed:\n{blamed(shell.exc)}')
-        if shell.exc and (store or not isinstance(shell.exc, AssertionError)): break
+        if not shell.exc: continue
+        failures.append(f'{name}: cell {i} ({cell.id}) failed:\n{blamed(shell.exc)}')
+        if store or not isinstance(shell.exc, AssertionError): break
     if store and not failures:
         clean_nb(nb)
         write_nb(nb, path)

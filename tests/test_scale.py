@@ -15,7 +15,7 @@ from mulan_vdm import cli, training
 from mulan_vdm.training import adamw, fit, load_checkpoint, adapted
 
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true',
-       'PYTHONPATH': str(Path(__file__).parent.parent)}
+       'PYTHONPATH': os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get('PYTHONPATH', '')])}
 small = dict(channels=8, blocks=1)
 kinds = {                                            # name: preset, arguments of the system
     'adaptive': ('vdm-digits', dict(schedule='adaptive')),
