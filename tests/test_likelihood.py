@@ -172,9 +172,9 @@ def test_there_and_back():
     f = lambda t, s: torch.cat([*divergence(flow(model, t), s[:, :4])],
                                1) / torch.tensor([1, 1, 1, 1, 4]).double()
     start = torch.cat([torch.randn(5, 4).double(), torch.zeros(5, 1).double()], 1)
-    there, _ = solve(f, start, 4, tolerance=1e-8)
+    there, _ = solve(f, start, 4, tolerance=1e-10)
     assert (there - start).abs().min(0).values.max() > 0.01
-    assert_close(solve(f, there, 4, (1., 0.), 1e-8)[0], start, rtol=0, atol=1e-5)
+    assert_close(solve(f, there, 4, (1., 0.), 1e-10)[0], start, rtol=0, atol=1e-5)
 
 def test_the_batch_solver_of_others_agrees():
     from torchdiffeq import odeint
