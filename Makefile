@@ -11,10 +11,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 DEMO := runs/demo
 DEMO_STEPS ?= 350
 
-.PHONY: help demo test nbs bench sync export readme docs docs-test clean
+.PHONY: help demo test test-portable nbs bench sync export readme docs docs-test clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # One environment for all targets, made anew when the requirements change.
 $(INSTALLED): settings.ini setup.py
@@ -38,16 +38,18 @@ demo: $(INSTALLED) ## train VDM and MuLAN on the digits in runs/demo (DEMO_STEPS
 	$(BIN)/mulan-vdm compare $(DEMO)/vdm $(DEMO)/mulan --picture $(DEMO)/compare.png
 	@echo "the schedule per pixel: $(DEMO)/mulan/pixels.png"
 
-test: $(INSTALLED) ## sync check, every notebook, then the tests
-	$(BIN)/python .ci/sync.py
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+test: $(INSTALLED) ## sync check, every notebook, then the tests; the last line says what passed
+	$(BIN)/python .ci/test.py
+
+test-portable: $(INSTALLED) ## notebooks and tests as on other machines: processors, threads, seeds, versions (hours); ONLY=sse41 runs one setting
+	$(BIN)/python .ci/portable.py $(if $(ONLY),--only $(ONLY))
 
 nbs: $(INSTALLED) ## run notebooks and store their outputs: all, or NB="nbs/00_noise.ipynb ..."; FLAGS=slow runs flagged cells too
 	$(BIN)/python .ci/execute.py $(NB) --flags "$(FLAGS)"
 
 bench: $(BENCH) ## measure speed and memory on one thread, print the tables and store them (nbs/reports/studies/speed.json)
 	$(BIN)/python .ci/bench.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m bench tests
 
 sync: $(INSTALLED) ## check that notebooks, modules and README agree
 	$(BIN)/python .ci/sync.py

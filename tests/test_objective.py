@@ -152,7 +152,7 @@ def worker(rank, path, results):
 
 def test_processes_keep_the_same_schedule(tmp_path):
     torch.multiprocessing.start_processes(worker, (str(tmp_path / 'init'), str(tmp_path)), nprocs=2,
-                                          start_method='fork')
+                                          start_method='spawn')
     (a, g), (b, h) = (torch.load(tmp_path / f'{rank}.pt') for rank in (0, 1))
     alone = Adaptive(-8., 5., bins=10, decay=0.5); both = torch.cat([g, h])
     alone.observe(both, both.exp())

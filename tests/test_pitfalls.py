@@ -31,7 +31,7 @@ def test_reconstruction_is_taken_at_a_drawn_z_0_and_divides_by_alpha_once():
     noisy = y[:, None] + math.exp(-13.3 / 2) * grid  # quadrature of the definition, full softmax
     log_p = (-0.5 * math.exp(13.3) * (noisy[..., None] - y)**2).log_softmax(-1)
     exact = -(log_p.diagonal(dim1=0, dim2=2).T * density).sum(1).mean() / math.log(2)
-    assert abs(bits.mean() - exact) < 4 * se and abs(exact - 0.011) < 0.001
+    assert abs(bits.mean() - exact) < 5 * se and abs(exact - 0.011) < 0.001
 
 def test_prior_and_reconstruction_are_part_of_the_bound():
     terms = model(-4.)(torch.randint(256, (64, 1, 4, 4)))
@@ -69,14 +69,15 @@ def test_loss_is_per_example_whatever_the_batch():
 def test_one_noise_is_not_shared_by_all_images():
     terms = model()(torch.zeros(2000, 1, 4, 4, dtype=torch.long), t=torch.full((2000,), 0.5).double())
     expected = 16 * 0.5 * 18.3  # eps_hat = 0, so the loss is rate / 2 |eps|^2
-    assert abs(terms.diffusion.mean() - expected) < 4 * expected * math.sqrt(2 / 16 / 2000)
+    assert abs(terms.diffusion.mean() - expected) < 5 * expected * math.sqrt(2 / 16 / 2000)
+    # five standard errors of the spread of 2000 draws of chi-square with 16 degrees
     assert_close(terms.diffusion.std().item(), expected * math.sqrt(2 / 16), rtol=0.1, atol=0)
 
 def test_noise_of_z_0_is_not_the_noise_of_z_t():
     x = torch.zeros(4000, 1, 4, 4, dtype=torch.long)
     terms = model(-9.)(x, t=torch.full((4000,), 0.5).double())
     r = torch.corrcoef(torch.stack([terms.reconstruction, terms.diffusion]))[0, 1]
-    assert abs(r) < 4 / 4000**0.5
+    assert abs(r) < 5 / 4000**0.5
 
 @pytest.mark.parametrize('gamma', [-20., 20.])
 def test_extremes_of_gamma_in_single_precision(gamma):

@@ -336,10 +336,9 @@ def long_run(steps, out):
     assert all(v.isfinite().all() for v in p.model.state_dict().values())
     (before, tensors), (after, later) = at.values(); return after - before, later - tensors
 
+@pytest.mark.bench
 @pytest.mark.skipif(not os.path.exists('/proc/self/statm'), reason='memory is read from /proc')
-@pytest.mark.parametrize('steps',
-                         [1500, pytest.param(10_000, marks=pytest.mark.skipif(not os.environ.get('SLOW'),
-                                                                              reason='SLOW=1 runs it'))])
+@pytest.mark.parametrize('steps', [1500, 10_000])
 def test_memory_stays_flat(tmp_path, steps):
     "Less than 4 MiB and no tensor more, however many steps."
     growth, tensors = long_run(steps, tmp_path / 'run'); assert growth < 4 and tensors <= 0, (growth, tensors)
