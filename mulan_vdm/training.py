@@ -27,8 +27,7 @@ from .processes import mixed_seed, on_processors, processes, seeded, Rows
 from .codec import bits_per_dim
 from .diffusion import Diffusion, Terms
 from .data import batches, Data
-from .runs import (check_run, checkpoint_path, fall_back, load_checkpoint, locked, open_run,
-                            save_checkpoint, sync, trim_log)
+from .runs import Run
 
 # %% ../nbs/15_training.ipynb #1e0ab4c2
 def moving_average(model: nn.Module, # what is trained
@@ -125,25 +124,25 @@ def restore_moments(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer
 # %% ../nbs/15_training.ipynb #60006ffd
 @contextlib.contextmanager
 def opened(accelerator, out: Path | str | None, # run folder; None keeps nothing
-           config: dict, resume: bool, previous: bool) -> Iterator[Path | None]: # the folder
+           config: dict, resume: bool, previous: bool) -> Iterator[Run | None]: # the folder
     "The run folder, locked; the same error in all processes if that fails."
     with contextlib.ExitStack() as held:
         error = [None]
         try:
             if out is not None and accelerator.is_main_process:
-                check_run(out, resume); held.enter_context(locked(out)); open_run(out, config, resume)
-                if previous: fall_back(out)
+                run = Run(out); run.check(resume); held.enter_context(run.lock()); run.start(config, resume)
+                if previous: run.fall_back()
         except (OSError, ValueError) as e: error = [e]
         if accelerator.num_processes > 1: torch.distributed.broadcast_object_list(error)
         if error[0]: raise error[0]
-        yield None if out is None else Path(out)
+        yield None if out is None else Run(out)
 
-def continued(run: Path | None, # folder
+def continued(run: Run | None, # folder
               main: bool        # is this the process that writes?
              ) -> tuple[dict[str, Tensor], int, float]: # what to restore, steps done, seconds trained
     "The run's checkpoint, if there is one; lines of the log that came after it are dropped."
-    tensors, done = load_checkpoint(run) if run and checkpoint_path(run).exists() else ({}, 0)
-    return tensors, done, trim_log(run, done) if run and main else 0.
+    tensors, done = run.load() if run and run.checkpoint().exists() else ({}, 0)
+    return tensors, done, run.trim_log(done) if run and main else 0.
 
 # %% ../nbs/15_training.ipynb #be58da16
 @contextlib.contextmanager
@@ -251,7 +250,7 @@ class Progress(NamedTuple):
         "One line of metrics.jsonl; losses in bits/dim."
         values = dict(step=self.step, loss=self.loss, **self.terms, lr=self.lr, grad_norm=self.grad_norm,
                       seconds=round(self.seconds, 3))
-        return json.dumps(values) + '\n'
+        return json.dumps(values)
 
 # %% ../nbs/15_training.ipynb #91678cc4
 @contextlib.contextmanager
@@ -333,14 +332,13 @@ def adamw(model: Diffusion, **options # lr, betas, weight_decay
     return torch.optim.AdamW([dict(params=g) for g in groups if g], fused=True, **options)
 
 # %% ../nbs/15_training.ipynb #f1446bea
-def record(run: Path, now: Progress, tensors: dict[str, Tensor] | None, # for a checkpoint, if one is due
+def record(run: Run, now: Progress, tensors: dict[str, Tensor] | None, # for a checkpoint, if one is due
            log: bool) -> None: # is a line due?
     "Writes what is due after a step: a line of metrics.jsonl, a checkpoint."
     if log:
-        with open(run / 'metrics.jsonl', 'a') as f: f.write(now.line())
+        run.log(now.line())
     if tensors is None: return
-    if (run / 'metrics.jsonl').exists(): sync(run / 'metrics.jsonl')
-    save_checkpoint(run, tensors, now.step)
+    run.save(tensors, now.step)
 
 # %% ../nbs/15_training.ipynb #0a80a3fe
 def fit(model: Diffusion,           # trained in place
