@@ -10,6 +10,7 @@ from fastcore.script import call_parse, store_true
 
 root, bin = Path(__file__).resolve().parent.parent, Path(sys.executable).parent
 compared = 'nbs', 'mulan_vdm', 'README.md'
+by_hand = {Path('mulan_vdm')/name for name in ('__init__.py', '__main__.py', 'py.typed')}
 widest, scripts = 110, ('tests', 'docs', '.ci')
 machine_path = re.compile(rf'(?<![\w.])(?:/(?:home|Users|root|tmp)/|{re.escape(str(root))}/)')
 
@@ -20,9 +21,9 @@ def work_tree():
     return {Path(f) for f in listed.stdout.decode().split('\0') if f and (root/f).is_file()}
 
 def regenerate(files, copy):
-    "Copy `files`, except modules, to `copy` and let nbdev and readme.py write there."
+    "Copy `files`, except generated modules, to `copy` and let nbdev and readme.py write there."
     for f in files:
-        if f.parts[0] == 'mulan_vdm': continue
+        if f.parts[0] == 'mulan_vdm' and f not in by_hand: continue
         (copy/f).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(root/f, copy/f, follow_symlinks=False)
     for command in (bin/'nbdev_clean',), (bin/'nbdev_export',), (sys.executable, '.ci/readme.py'):
@@ -77,7 +78,8 @@ def main(
             else: (root/f).unlink()
     said = [f'{f}: {"was " * write}{why}' for f, why in changed]
     notebooks = [f for f in sorted(files) if f.parts[0] == 'nbs' and f.suffix == '.ipynb']
-    code = notebooks + [f for f in sorted(files) if f.parts[0] in scripts and f.suffix == '.py']
+    written = [f for f in sorted(files) if f.parts[0] in scripts or f in by_hand]
+    code = notebooks + [f for f in written if f.suffix == '.py']
     wrong = [w for f in notebooks for w in faults(f)] + [w for f in code for w in too_wide(f)]
     print('\n'.join(said + wrong) or 'Notebooks, modules and README agree.')
     if changed and not write: print('Remedy: make export, and look at what it changed.')

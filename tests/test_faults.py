@@ -3,13 +3,13 @@ Each fault is made, not imagined."""
 import errno, json, os, pickle, resource, signal, subprocess, sys, textwrap, time
 from pathlib import Path
 import numpy as np, pytest, torch
-from mulan_vdm import cli, training
+from mulan_vdm import cli, runs, training
 from mulan_vdm.data import batch_indices, load
 from mulan_vdm.codec import Codec, RealCodec
 from mulan_vdm.diffusion import Diffusion
 from mulan_vdm.nets import MLP, UNet
 from mulan_vdm.schedules import Adaptive, Linear
-from mulan_vdm.runs import checkpoint_path, load_checkpoint
+from mulan_vdm.runs import Run
 from mulan_vdm.training import fit
 
 ROOT = Path(__file__).parent.parent
@@ -31,7 +31,7 @@ def log(run):
             for l in (Path(run) / 'metrics.jsonl').read_text().splitlines()]
 
 def equal(a, b):
-    (x, i), (y, j) = load_checkpoint(a), load_checkpoint(b)
+    (x, i), (y, j) = Run(a).load(), Run(b).load()
     return i == j and x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
 
 # ---- SIGKILL. A process that has imported everything is forked for each life; it trains until it is killed.
@@ -41,7 +41,7 @@ server = textwrap.dedent("""
     import contextlib, importlib, os, signal, random, time, json, torch, test_faults
     from pathlib import Path
     torch.set_num_threads(1)
-    folder, source = Path(sys.argv[2]), test_faults.training.__file__
+    folder, sources = Path(sys.argv[2]), {test_faults.training.__file__, test_faults.runs.__file__}
 
     def imported(run):
         "Names of all modules once a training in a child has run: what it imports as it goes costs seconds."
@@ -57,20 +57,20 @@ server = textwrap.dedent("""
             with contextlib.suppress(Exception): importlib.import_module(name)
 
     class Lines:
-        '''Counts lines of training.py, in the functions `names` or in all, and kills this
-        process before number `fatal`.'''
+        '''Counts lines of training.py and runs.py, in the functions `names` or in all, and kills
+        this process before number `fatal`.'''
         def __init__(self, fatal=None, names=()): self.n, self.fatal, self.names = 0, fatal, names
         def __call__(self, frame, event, arg):
             code = frame.f_code
             if event == 'call':
-                return (self if code.co_filename == source and (not self.names or code.co_name in self.names)
+                return (self if code.co_filename in sources and (not self.names or code.co_name in self.names)
                         else None)
             self.n += event == 'line'
             if event == 'line' and self.n == self.fatal: os.kill(os.getpid(), signal.SIGKILL)
             return self
 
     def life(run, line=None, delay=None, count=False):
-        '''Train in a child; kill it when it has executed so many lines of training.py, or so many seconds
+        '''Train in a child; kill it when it has executed so many of these lines, or so many seconds
         after its first step. Exit status, lines.'''
         r, w = os.pipe(); pid = os.fork()
         if pid == 0:
@@ -104,9 +104,9 @@ server = textwrap.dedent("""
                 status, _ = life(run, **how)
                 assert status == 0 or (os.WIFSIGNALED(status)
                                        and os.WTERMSIG(status) == signal.SIGKILL), status
-                kills += status != 0; checkpoint = test_faults.checkpoint_path(run)
-                where.append([str(how), status,
-                              test_faults.load_checkpoint(run)[1] if checkpoint.exists() else 0])
+                kills += status != 0
+                saved = test_faults.Run(run)
+                where.append([str(how), status, saved.load()[1] if saved.steps else 0])
                 if status == 0: break
     # inside the second save, once before each of its lines, until one life outlives it: folder, sums,
     # file, second name, renaming
@@ -114,15 +114,16 @@ server = textwrap.dedent("""
     while status != 0:
         place = len(inside) + 1; run = folder / f'save{place}'; r = os.fork()
         if r == 0:
-            save, saves = test_faults.training.save_checkpoint, []
+            save, saves = test_faults.Run.save, []
             def killed(*a):
                 saves.append(1)
                 if len(saves) < 2: return save(*a)
-                sys.settrace(Lines(place, ('save_checkpoint', 'sync', 'keep'))); save(*a); os._exit(0)
-            test_faults.training.save_checkpoint = killed; test_faults.train(run); os._exit(1)
+                sys.settrace(Lines(place, ('save', '_write_tensors', '_sync', '_link_as')))
+                save(*a); os._exit(0)
+            test_faults.Run.save = killed; test_faults.train(run); os._exit(1)
         status = os.waitpid(r, 0)[1]
         assert status == 0 or os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
-        inside.append([place, status, test_faults.load_checkpoint(run)[1],
+        inside.append([place, status, test_faults.Run(run).load()[1],
                        sorted(p.name for p in (run / 'checkpoint').iterdir())])
         if place % 6 == 0: assert life(run)[0] == 0
     json.dump(dict(runs=runs, where=where, inside=inside), open(folder / 'said.json', 'w'))
@@ -153,7 +154,7 @@ def test_sigkill_inside_a_checkpoint(killed):
     assert len(steps) > 15 and steps == sorted(steps) and set(steps) == {2, 4}
     assert any('state.tmp' in names for *_, names in said['inside'])  # some left half a file beside it
     for run in folder.glob('save*'):
-        if load_checkpoint(run)[1] == 20:
+        if Run(run).load()[1] == 20:
             assert equal(run, folder / 'whole') and log(run) == log(folder / 'whole')
 
 # ---- the disk
@@ -175,7 +176,7 @@ def test_no_room_for_a_checkpoint(tmp_path):
     assert (done.returncode == 3 and done.stdout.count('\n') == 1
             and 'state.safetensors could not be written at step 4' in done.stdout
             and 'add --resume' in done.stdout), done
-    assert load_checkpoint(tmp_path / 'run')[1] == 2 and not list((tmp_path / 'run').rglob('*.tmp'))
+    assert Run(tmp_path / 'run').load()[1] == 2 and not list((tmp_path / 'run').rglob('*.tmp'))
     train(tmp_path / 'run'); train(tmp_path / 'whole'); assert equal(tmp_path / 'run', tmp_path / 'whole')
 
 def test_full_disk(tmp_path):
@@ -191,21 +192,20 @@ def test_full_disk(tmp_path):
         last = done.stderr.strip().splitlines()[-1]
         assert (done.returncode == 1 and 'Traceback' not in done.stderr and last.startswith('mulan-vdm: ')
                 and 'could not be written' in last and 'No space left' in last), done.stderr
-        tensors, step = load_checkpoint(tmp_path / 'run')
+        tensors, step = Run(tmp_path / 'run').load()
         assert step >= 1 and all(v.isfinite().all() for v in tensors.values())
     finally: subprocess.run(['umount', '-l', str(tmp_path)], check=True)
 
 def test_error_number_of_a_full_disk(tmp_path, monkeypatch):
     "Whatever fails while a checkpoint is written, the last one stays the last one."
-    tensors = {'model.a': torch.ones(3)}; training.save_checkpoint(tmp_path, tensors, 1)
-    for name in ('sync', 'keep'):
+    tensors = {'model.a': torch.ones(3)}; run = Run(tmp_path); run.save(tensors, 1)
+    for name in ('_sync', '_link_as'):
         def fails(*a): raise OSError(errno.ENOSPC, 'No space left on device')
         with monkeypatch.context() as m:
-            m.setattr(training, name, fails)
+            m.setattr(runs, name, fails)
             with pytest.raises(OSError, match='could not be written at step 2 .No space left'):
-                training.save_checkpoint(tmp_path, tensors, 2)
-        assert (load_checkpoint(tmp_path)[1] == 1
-                and sorted(os.listdir(tmp_path / 'checkpoint')) == ['state.safetensors'])
+                run.save(tensors, 2)
+        assert (run.load()[1] == 1 and sorted(os.listdir(tmp_path / 'checkpoint')) == ['state.safetensors'])
 
 def test_read_only_folder(tmp_path, capsys):
     """A folder that may not be written in: one line, status 1. Root may write anywhere but on a disk
@@ -237,7 +237,7 @@ def test_sigterm_saves_and_ends_well(tmp_path):
         next(fit(tiny(), load('digits'), out=tmp_path / 'run', resume=True, **options))
     assert cli.main([*words, '--resume', '--steps', '1000000']) == 1
     first.send_signal(signal.SIGTERM); said, errors = first.communicate(timeout=240)
-    step = load_checkpoint(tmp_path / 'run')[1]
+    step = Run(tmp_path / 'run').load()[1]
     assert first.returncode == 0 and f'stopped at step {step}, checkpoint saved' in said, errors
     assert log(tmp_path / 'run')[-1]['step'] == step >= 1
     for out, resume in (('run', ['--resume']), ('other', [])):
@@ -246,14 +246,14 @@ def test_sigterm_saves_and_ends_well(tmp_path):
 
 def test_the_lock_dies_with_its_process(tmp_path):
     code = (f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); "
-            f"from mulan_vdm.training import locked; import os, signal\nwith locked({str(tmp_path)!r}): "
+            f"from mulan_vdm.runs import Run; import os, signal\nwith Run({str(tmp_path)!r}).lock(): "
             "print('held', flush=True); os.kill(os.getpid(), signal.SIGSTOP)")
     p = subprocess.Popen([sys.executable, '-c', code], env=ENV, stdout=subprocess.PIPE, text=True)
     try:
         assert p.stdout.readline() == 'held\n'
-        with pytest.raises(BlockingIOError): training.locked(tmp_path).__enter__()
+        with pytest.raises(BlockingIOError): Run(tmp_path).lock().__enter__()
     finally: p.kill(); p.wait()
-    with training.locked(tmp_path): pass
+    with Run(tmp_path).lock(): pass
     assert not os.listdir(tmp_path)
 
 # ---- checkpoints that are not what they were
@@ -265,8 +265,8 @@ def run(tmp_path_factory):
 def test_any_flipped_bit_or_cut_is_refused(run):
     """300 flipped bits and 100 cuts, anywhere in the file: refused with one line that names the file, or,
     where the bit carries nothing, loaded as it was."""
-    path = checkpoint_path(run)
-    whole, (good, step), rng = path.read_bytes(), load_checkpoint(run), np.random.default_rng(0)
+    path = Run(run).checkpoint()
+    whole, (good, step), rng = path.read_bytes(), Run(run).load(), np.random.default_rng(0)
     harmless = 0; header = 8 + int.from_bytes(whole[:8], 'little')
     try:
         for i in range(400):
@@ -275,7 +275,7 @@ def test_any_flipped_bit_or_cut_is_refused(run):
                 damaged[rng.integers(header if i % 2 else len(whole))] ^= 1 << rng.integers(8)
             else: damaged = whole[:rng.integers(len(whole))]
             path.write_bytes(damaged)
-            try: tensors, s = load_checkpoint(run)
+            try: tensors, s = Run(run).load()
             except ValueError as e:
                 assert str(path) in str(e) and '\n' not in str(e) and '--previous' in str(e)
                 continue
@@ -287,24 +287,24 @@ def test_any_flipped_bit_or_cut_is_refused(run):
 
 def test_continue_from_the_previous_checkpoint(run, tmp_path):
     import shutil; out = tmp_path / 'run'; shutil.copytree(run, out)
-    path = checkpoint_path(out); path.write_bytes(path.read_bytes()[:-100])
+    path = Run(out).checkpoint(); path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match='state.safetensors: truncated or damaged.*--resume --previous'):
         train(out, steps=8)
     train(out, steps=8, previous=True); train(tmp_path / 'whole', steps=8)
     assert equal(out, tmp_path / 'whole') and [l['step'] for l in log(out)] == list(range(1, 9))
-    for previous in (False, True): checkpoint_path(out, previous).write_bytes(b'')
+    for previous in (False, True): Run(out).checkpoint(previous).write_bytes(b'')
     with pytest.raises(ValueError, match='previous.safetensors: truncated or damaged'):
         train(out, steps=9, previous=True)
 
 def test_a_pickle_is_refused_and_not_run(run, tmp_path):
     class Trap:
         def __reduce__(self): return os.mkdir, (str(tmp_path / 'sprung'),)
-    path = checkpoint_path(run); whole = path.read_bytes()
+    path = Run(run).checkpoint(); whole = path.read_bytes()
     archive = tmp_path / 'a.pt'; torch.save({'model.a': Trap()}, archive)
     try:
         for content in (pickle.dumps(Trap()), archive.read_bytes()):
             path.write_bytes(content)
-            for load_it in (lambda: load_checkpoint(run), lambda: train(run, steps=8)):
+            for load_it in (lambda: Run(run).load(), lambda: train(run, steps=8)):
                 with pytest.raises(ValueError, match='truncated or damaged'): load_it()
     finally: path.write_bytes(whole)
     assert not (tmp_path / 'sprung').exists()
@@ -358,7 +358,7 @@ def test_not_a_number_in_a_batch(tmp_path):
     with pytest.raises(ValueError, match='values that are not finite: clean the data'):
         for p in fit(model, bad, 100, 16, 1e-3, out=tmp_path / 'run', save_every=1, progress=False):
             met, before = p.step, {k: v.clone() for k, v in model.state_dict().items()}
-    tensors, step = load_checkpoint(tmp_path / 'run')
+    tensors, step = Run(tmp_path / 'run').load()
     assert step == met == 20 and all(v.isfinite().all() for v in tensors.values())
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
@@ -373,6 +373,6 @@ def test_not_a_number_in_the_loss(tmp_path):
         for p in fit(model, load('two_moons'), 20, 16, 1e-3, out=tmp_path / 'run', save_every=3,
                      progress=False):
             pass
-    tensors, step = load_checkpoint(tmp_path / 'run')
+    tensors, step = Run(tmp_path / 'run').load()
     assert (step == 6 and all(v.isfinite().all() for v in model.state_dict().values())
             and all(v.isfinite().all() for v in tensors.values()))

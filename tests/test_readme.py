@@ -16,7 +16,7 @@ def numbers(table):
 
 def test_the_example_prints_what_it_shows(capsys):
     code, shown = re.search(r'^```python\n(import torch.*?)^```\n+```\n(.*?)^```', text, re.M | re.S).groups()
-    assert len([l for l in code.splitlines() if l.strip()]) <= 13  # "Twelve lines", an empty one between
+    assert len([l for l in code.splitlines() if l.strip()]) <= 8  # "Eight lines"
     scope = {}; exec(code, scope)
     printed, shown = numbers(capsys.readouterr().out), numbers(shown)
     assert printed.keys() == shown.keys() == {'reconstruction', 'prior', 'diffusion', 'latent', 'total'}

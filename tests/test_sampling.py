@@ -231,7 +231,7 @@ def test_explicit_levels_are_the_grid():
 
 bad = [(dict(n=0), ['n=0', 'at least 1']), (dict(steps=0), ['steps=0', 'at least 1']),
        (dict(batch_size=-2), ['batch_size=-2', 'at least 1']),
-       (dict(step='euler'), ["step='euler'", 'heun', 'ode']), (dict(grid='karras'), ["grid='karras'", 'rho']),
+       (dict(step='euler'), ["step 'euler'", 'heun', 'ode']), (dict(grid='karras'), ["grid 'karras'", 'rho']),
        (dict(grid=partial(rho_grid, rho=-1.)), ['rho=-1', '7']),
        (dict(grid=[1., 2., 3.]), ['level 1 of 2', 'falling']),
        (dict(grid=[3., 2., 2.]), ['level 2 of 2', 'falling']),

@@ -13,8 +13,8 @@ from mulan_vdm.nets import ADM, UNet
 from mulan_vdm.schedules import Linear
 from mulan_vdm.systems import build, presets
 from mulan_vdm import cli, training
-from mulan_vdm.training import adamw, adapted, fit
-from mulan_vdm.runs import load_checkpoint
+from mulan_vdm.runs import Run
+from mulan_vdm.training import _adamw, adapted, fit
 
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true',
        'PYTHONPATH': str(Path(__file__).parent.parent)}
@@ -49,8 +49,8 @@ def sharded_curve(kind, out):
     model = digits_model(kind); held = []
     rows = [curve(kind, 2, out=out, shard=True)[0],
             curve(kind, 4, out=out, shard=True, resume=True, checkpointing=True)[0]]
-    with patch.object(training, 'adamw',
-                      side_effect=lambda m, **how: held.append((m, adamw(m, **how))) or held[0][1]):
+    with patch.object(training, '_adamw',
+                      side_effect=lambda m, **how: held.append((m, _adamw(m, **how))) or held[0][1]):
         for p in fit(model, load('digits'), 1, 16, 1e-3, warmup=0, shard=True, progress=False): pass
     (model, optimizer), = held
     own = lambda tensors: sum(v.to_local().numel() for v in tensors)
@@ -144,7 +144,7 @@ def test_sharded_is_whole(two, kind):
         seen, share = rank[5][kind]; assert 0.45 < share < 0.55
         assert_close(seen[:, :-1], rows[:, :-1], rtol=bound, atol=bound)
         assert_close(seen[:, -1], rows[:, -1], rtol=10 * bound, atol=0)
-    stored = load_checkpoint(out / 'sharded' / kind, ('model.',))[0]
+    stored = Run(out / 'sharded' / kind).load(('model.',))[0]
     for k, v in state(model).items():
         assert_close(stored['model.' + k].double(), v, rtol=1e-2 if bound == 1e-5 else 1e-6,
                      atol=1e-4 if bound == 1e-5 else 1e-9)
@@ -216,7 +216,7 @@ def test_evaluated_and_sampled_by_two(runs):
 def test_one_error_is_the_error_of_all():
     "A job that fails on one process ends all of them with its error, instead of leaving the others waiting."
     code = ("import torch; from accelerate import PartialState; PartialState(); "
-            "from mulan_vdm.diffusion import share_out\nfrom functools import partial\ndef job(i):\n"
+            "from mulan_vdm.processes import share_out\nfrom functools import partial\ndef job(i):\n"
             "    if i == 3: raise FloatingPointError('job 3')\n    return torch.zeros(1)\n"
             "try: share_out([partial(job, i) for i in range(4)])\nexcept FloatingPointError as e: print(e)")
     port = str(free_port())
