@@ -115,6 +115,7 @@ def _over_time(schedule: Schedule,
     gamma, slope = (torch.cat([v.flatten(1) for v in found], 1).cpu() for found in zip(*pairs))
     return t.cpu(), gamma, slope
 
+# %% ../nbs/20_plots.ipynb #51b31a6c
 def plot_schedule(schedule: Schedule,       # any schedule
                   w: Tensor | None = None,  # latents (B, ...)
                   event_ndim: int = 3,      # axes of one example
@@ -154,10 +155,11 @@ def pixel_maps(schedule: Schedule,       # with an event_shape (C, H, W)
 
 # %% ../nbs/20_plots.ipynb #afae5a3b
 def _show_maps(axes: np.ndarray, # of a figure, any shape
-               maps: Tensor      # (*axes.shape, H, W)
+               maps: Tensor,     # (*axes.shape, H, W)
+               of: Tensor        # all that share the scale of colours
               ) -> Any:          # the last picture, for a colour bar
-    "Maps on one scale of colours, orange above zero and violet below."
-    top = max(1e-6, maps.abs().max().item())
+    "Maps with zero in the middle of the colours, orange above it and violet below."
+    top = max(1e-6, of.abs().max().item())
     for ax, g in zip(axes.flat, maps.flatten(0, -3)):
         drawn = ax.imshow(g, cmap='PuOr_r', vmin=-top, vmax=top)
     return drawn
@@ -181,7 +183,7 @@ def plot_pixel_schedule(schedule: Schedule,       # with an event_shape (C, H, W
     axes = figure.subplots(rows, columns + first, squeeze=False)
     if first:
         for ax, image in zip(axes[:, 0], x): ax.imshow(image.float().mean(0).cpu(), cmap='gray')
-    drawn = _show_maps(axes[:, first:], maps)
+    drawn = _show_maps(axes[:, first:], maps, maps)
     _name_times(axes, times)
     figure.colorbar(drawn, ax=axes, label=r'$\gamma_i - \overline{\gamma}$', shrink=0.9)
     return figure
@@ -418,8 +420,7 @@ def plot_ends(x: Tensor,        # one image (C, H, W) coded to [-1, 1]
 # %% ../nbs/20_plots.ipynb #df43efb2
 def explore_schedule(x: Tensor,              # one image (C, H, W) coded to [-1, 1]
                      gamma_min: float = -8., # where its slider starts
-                     gamma_max: float = 5.   # where its slider starts
-                    ):
+                     gamma_max: float = 5.):
     "Widget: sliders for the ends of a linear schedule above `plot_ends`."
     from ipywidgets import FloatSlider
     low = FloatSlider(gamma_min, min=-20, max=-1, description='γ min')
@@ -452,8 +453,7 @@ def plot_weighting(x: Tensor,            # one image (C, H, W) coded to [-1, 1]
 def explore_weighting(x: Tensor,             # one image (C, H, W) coded to [-1, 1]
                       name: str = 'sigmoid', # where the menu starts
                       low: float = -5.,      # the noisy end of the log SNR
-                      high: float = 8.       # the clean end
-                     ):
+                      high: float = 8.):     # the clean end
     "Widget: a menu of weightings and a slider for their shift above `plot_weighting`."
     from ipywidgets import Dropdown, FloatSlider
     def draw(name, shift):
@@ -474,7 +474,7 @@ def plot_image_schedule(maps: Tensor,      # of `pixel_maps`, (n, times, H, W)
     axes = figure.subplots(2, len(times) + 1)
     axes[0, 0].imshow(x[image].float().mean(0).cpu(), cmap='gray')
     for row, (label, m) in zip(axes, rows.items()):
-        drawn = _show_maps(row[1:], m[image])
+        drawn = _show_maps(row[1:], m[image], m)
         figure.colorbar(drawn, ax=row[-1]).set_label(label, fontsize=8)
     _name_times(axes, times)
     return figure
@@ -482,8 +482,7 @@ def plot_image_schedule(maps: Tensor,      # of `pixel_maps`, (n, times, H, W)
 # %% ../nbs/20_plots.ipynb #06e82a01
 @torch.no_grad()
 def explore_pixel_schedule(model: Diffusion, # with a schedule per pixel
-                           x: Tensor         # integer images (n, C, H, W)
-                          ):
+                           x: Tensor):       # integer images (n, C, H, W)
     """Widget: a slider over images above `plot_image_schedule`. Raises ValueError for a
     schedule that has no pixels."""
     from ipywidgets import IntSlider
@@ -503,9 +502,7 @@ Gallery = dict[str, tuple[Tensor, int | None]] # name -> images, levels: what `p
 def reconstructions(model: Diffusion, # with a latent
                     x: Tensor,        # integer images (n, C, H, W)
                     draws: int = 2,   # rows of other noise
-                    steps: int = 100, # of the flow, each way
-                    seed: int = 0     # of the other noise
-                   ) -> Gallery:
+                    steps: int = 100, seed: int = 0) -> Gallery:
     """Images, decoded from their w with other noise, and with their own. Raises ValueError for
     a model without a latent."""
     w, _ = model.encode(x)
@@ -517,12 +514,12 @@ def reconstructions(model: Diffusion, # with a latent
     rows['decoded from w and their own noise'] = model.decode(w, steps, z_1=own)
     return {name: (images.cpu(), model.codec.vocab) for name, images in rows.items()}
 
+# %% ../nbs/20_plots.ipynb #7972a36d
 def crossings(model: Diffusion, # with a latent
               a: Tensor,        # integer images (n, C, H, W), from each of these
               b: Tensor,        # to each of these
               points: int = 9,  # images of a way, the ends included
-              steps: int = 100  # of the flow, each way
-             ) -> Gallery:
+              steps: int = 100) -> Gallery:
     """For each pair the way from a to b: w along a line, z_1 on a circle. Raises ValueError for
     a model without a latent."""
     (w_a, _), (w_b, _) = model.encode(a), model.encode(b)
@@ -552,14 +549,13 @@ def _decoded(model: Diffusion,
     at[:, :c.shape[1]] = c
     return model.decode(axes.at(at).to(model.reference), steps, z_1=z_1).cpu()
 
+# %% ../nbs/20_plots.ipynb #f335c357
 def traversals(model: Diffusion,    # with a Gaussian latent
                axes: Axes,          # of w
                directions: int = 5, # the first ones
                reach: float = 2.5,  # standard deviations to either side
                points: int = 9,     # images of a direction
-               steps: int = 50,     # of the flow
-               seed: int = 0        # of the noise
-              ) -> Gallery:
+               steps: int = 50, seed: int = 0) -> Gallery:
     "One direction of w at a time through the mean, the noise held fixed."
     z_1 = _fixed_noise(model, 1, seed).expand(points, *model.event_shape)
     rows = {}
@@ -604,8 +600,9 @@ def latent_figures(model: Diffusion, # with a Gaussian latent
     """The four pictures, of the first test images. Raises ValueError for another latent or
     data that are not images."""
     if not isinstance(model.latent, Gaussian) or len(data.event_shape) != 3:
-        raise ValueError(f"latent {type(model.latent).__name__} of events {data.event_shape}: these "
-                         "pictures need a Gaussian latent of images, such as the preset repvdm-digits")
+        raise ValueError(f"latent {type(model.latent).__name__} of events {data.event_shape}: "
+                         "these pictures need a Gaussian latent of images, "
+                         "such as the preset repvdm-digits")
     device = model.reference.device
     x = data.test.x[:max(n, 8)].to(device)
     train, test = (side.x for side in describe(data, lambda x: model.encode(x.to(device))[0]))
@@ -620,18 +617,15 @@ def latent_figures(model: Diffusion, # with a Gaussian latent
 def explore_latent(model: Diffusion,    # with a Gaussian latent of images
                    axes: Axes,          # of w
                    directions: int = 4, # sliders
-                   steps: int = 20,     # of the flow
-                   seed: int = 0,       # of the noise
-                   n: int = 1           # images, each with other noise
-                  ):
+                   steps: int = 20, seed: int = 0,
+                   n: int = 1):         # images, each with other noise
     "Widget: sliders along principal directions of w, in standard deviations, above the images."
     from ipywidgets import FloatSlider
     z_1 = _fixed_noise(model, n, seed)
     def draw(**c):
         images = _decoded(model, axes, torch.tensor([list(c.values())]), z_1, steps)
         return plot_images(images, model.codec.vocab, min(n, 8), scale=2. if n == 1 else 0.6)
-    sliders = {}
-    for i in range(min(directions, len(axes.spread))):
-        slider = FloatSlider(0., min=-3., max=3., step=0.25, continuous_update=False)
-        sliders[f'direction {i + 1}'] = slider
+    names = [f'direction {i + 1}' for i in range(min(directions, len(axes.spread)))]
+    sliders = {name: FloatSlider(0., min=-3., max=3., step=0.25, continuous_update=False)
+               for name in names}
     return _explore(draw, **sliders)
