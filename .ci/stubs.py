@@ -90,8 +90,9 @@ def stub(module):
     return '\n'.join([known, *(f'import {m}' for m in modules)]) + '\n\n' + text + '\n'
 
 def main(package='mulan_vdm'):
-    for path in sorted((root/package).glob('[a-z]*.py')):
-        module = importlib.import_module(f'{package}.{path.stem}')
-        path.with_suffix('.pyi').write_text(stub(module), encoding='utf-8')
+    "Write all stubs; every module is imported first, since some add methods to classes of others."
+    paths = sorted((root/package).glob('[a-z]*.py'))
+    modules = {p: importlib.import_module(f'{package}.{p.stem}') for p in paths}
+    for path, module in modules.items(): path.with_suffix('.pyi').write_text(stub(module), encoding='utf-8')
 
 if __name__ == '__main__': main()
