@@ -207,19 +207,19 @@ def forward(self: Diffusion,
     if w is None: w, latent = self.latent(x, rows)
     else: latent = self.latent.log_ratio(w, x)
 
+    interior = None
+    if self.variance and self.training and T is None: interior = _Interior(self.schedule, t, w)
+    gamma_t, rate = self.gamma_and_rate(t, T, w) if interior is None else interior.gamma_and_rate
     gamma_0, gamma_1 = self.schedule(torch.zeros_like(t), w), self.schedule(torch.ones_like(t), w)
+
     z_0 = diffuse(x, gamma_0, eps_0)
     reconstruction = -self.codec.log_prob(k, z_0, gamma_0)
     prior = prior_kl(x, gamma_1)
 
-    interior = None
-    if self.variance and self.training and T is None: interior = _Interior(self.schedule, t, w)
-    gamma_t, rate = self.gamma_and_rate(t, T, w) if interior is None else interior.gamma_and_rate
     z_t = diffuse(x, gamma_t, eps)
     answer = self.net(z_t, gamma_t, w=w, y=y).to(x.dtype)
     error = eps_error(answer, x, eps, gamma_t, self.prediction)**2
     diffusion = 0.5 * rate * dt_du * error
-
     weight = self.weighting(-gamma_t)
     weighted = _total(weight * diffusion)
     if self.training: self.learn_times(t, gamma_t, rate, weight * error)

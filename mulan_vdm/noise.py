@@ -35,7 +35,9 @@ def transition(gamma_s: Tensor, # at the earlier time s
                gamma_t: Tensor  # at the later time t
               ) -> tuple[Tensor, Tensor]: # alpha_ts, sigma_ts
     "Scale and standard deviation of q(z_t | z_s); VDM notes eq. 2, RepVDM appendix B."
-    return alpha(gamma_t) / alpha(gamma_s), sigma(gamma_t) * (-torch.expm1(gamma_s - gamma_t)).sqrt()
+    alpha_ts = alpha(gamma_t) / alpha(gamma_s)
+    sigma_ts = sigma(gamma_t) * (-torch.expm1(gamma_s - gamma_t)).sqrt()
+    return alpha_ts, sigma_ts
 
 # %% ../nbs/00_noise.ipynb #fdebfaca
 def posterior(z_t: Tensor,     # noisy data at time t (B, *event)
@@ -43,8 +45,9 @@ def posterior(z_t: Tensor,     # noisy data at time t (B, *event)
               gamma_s: Tensor, # at the earlier time s, broadcastable to z_t
               gamma_t: Tensor  # at the later time t, broadcastable to z_t
              ) -> tuple[Tensor, Tensor]: # mean like z_t, standard deviation like gamma_s
-    "Mean and standard deviation of q(z_s | z_t, x); VDM notes Propositions 8 and 10, RepVDM appendix B."
-    r, one_minus_r = torch.exp(gamma_s - gamma_t), -torch.expm1(gamma_s - gamma_t)
+    "Mean, standard deviation of q(z_s | z_t, x); VDM notes Propositions 8, 10, RepVDM appendix B."
+    r = torch.exp(gamma_s - gamma_t)
+    one_minus_r = -torch.expm1(gamma_s - gamma_t)
     mean = alpha(gamma_s) * (one_minus_r * x + r * z_t / alpha(gamma_t))
     return mean, sigma(gamma_s) * one_minus_r.sqrt()
 
@@ -56,8 +59,8 @@ def gaussian_kl(mean_1: Tensor,   # of the first Gaussian
                ) -> Tensor:       # nats per dimension, broadcast shape
     "KL(N_1 || N_2) per dimension in nats; VDM notes Corollary 5."
     d = logvar_1 - logvar_2
-    scale = torch.exp(-logvar_2) if isinstance(logvar_2, Tensor) else math.exp(-logvar_2)
-    return 0.5 * (torch.expm1(d) - d + (mean_1 - mean_2)**2 * scale)
+    precision_2 = torch.exp(-logvar_2) if isinstance(logvar_2, Tensor) else math.exp(-logvar_2)
+    return 0.5 * (torch.expm1(d) - d + (mean_1 - mean_2)**2 * precision_2)
 
 # %% ../nbs/00_noise.ipynb #a236be81
 def prior_kl(x: Tensor,       # data (B, *event)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Prediction', 'Weighting', 'predictions', 'weightings', 'x_prediction', 'eps_prediction', 'v_prediction',
            'score_prediction', 'o_prediction', 'edm_prediction', 'to_x_eps', 'eps_error', 'discrete_rate',
-           'elbo_weighting', 'implied_weighting', 'log_sech', 'eps_weighting', 'edm_weighting', 'v_weighting',
-           'indi_weighting', 'p2_weighting', 'min_snr_weighting', 'sigmoid_weighting', 'edm_peak',
-           'edm_monotonic_weighting', 'low_bit_weighting', 'shifted', 'is_monotone', 'make_weighting']
+           'elbo_weighting', 'implied_weighting', 'eps_weighting', 'v_weighting', 'indi_weighting', 'edm_weighting',
+           'p2_weighting', 'min_snr_weighting', 'sigmoid_weighting', 'edm_peak', 'edm_monotonic_weighting',
+           'low_bit_weighting', 'shifted', 'is_monotone', 'make_weighting']
 
 # %% ../nbs/02_objective.ipynb #3194b70d
 import math
@@ -44,14 +44,14 @@ def o_prediction(gamma: Tensor) -> tuple[Tensor, Tensor]:
     "Target eps - x, the velocity of flow matching; VDM++ appendix D."
     return -torch.ones_like(gamma), torch.ones_like(gamma)
 
-def edm_prediction(gamma: Tensor, sigma_data: float = 0.5 # standard deviation of the data
-                  ) -> tuple[Tensor, Tensor]:
-    "Target of EDM's preconditioned network; VDM++ appendix D."
+# %% ../nbs/02_objective.ipynb #9e9689ba
+def edm_prediction(gamma: Tensor, sigma_data: float = 0.5) -> tuple[Tensor, Tensor]:
+    "Target of EDM's network, for data of standard deviation sigma_data; VDM++ appendix D."
     scale = sigma_data * (sigma(gamma)**2 + sigma_data**2 * alpha(gamma)**2).sqrt()
     return sigma(gamma) / scale, -sigma_data**2 * alpha(gamma) / scale
 
-predictions = dict(x=x_prediction, eps=eps_prediction, v=v_prediction, score=score_prediction, o=o_prediction,
-                   edm=edm_prediction)
+predictions = dict(x=x_prediction, eps=eps_prediction, v=v_prediction, score=score_prediction,
+                   o=o_prediction, edm=edm_prediction)
 
 # %% ../nbs/02_objective.ipynb #e7e05bc2
 def to_x_eps(pred: Tensor,  # the network's answer F, like z_t
@@ -62,7 +62,9 @@ def to_x_eps(pred: Tensor,  # the network's answer F, like z_t
     "Estimates of data and noise from any prediction, by one 2x2 solve."
     a, b = prediction(gamma)
     D = alpha(gamma) * b - sigma(gamma) * a
-    return (b * z_t - sigma(gamma) * pred) / D, (alpha(gamma) * pred - a * z_t) / D
+    x_hat = (b * z_t - sigma(gamma) * pred) / D
+    eps_hat = (alpha(gamma) * pred - a * z_t) / D
+    return x_hat, eps_hat
 
 # %% ../nbs/02_objective.ipynb #f37f976e
 def eps_error(pred: Tensor,  # the network's answer F_hat (B, *event)
@@ -73,7 +75,8 @@ def eps_error(pred: Tensor,  # the network's answer F_hat (B, *event)
              ) -> Tensor:    # eps - eps_hat, like pred
     "Error of the noise estimate, from the error of any prediction."
     a, b = prediction(gamma)
-    return alpha(gamma) / (alpha(gamma) * b - sigma(gamma) * a) * (a * x + b * eps - pred)
+    D = alpha(gamma) * b - sigma(gamma) * a
+    return alpha(gamma) / D * (a * x + b * eps - pred)
 
 # %% ../nbs/02_objective.ipynb #998e64f4
 def discrete_rate(gamma_s: Tensor, # at s = t - 1/T
@@ -94,45 +97,49 @@ def implied_weighting(prediction: Prediction,         # what the network is aske
                       schedule: Schedule,             # of the times, drawn uniformly
                       weight: Weighting | None = None # factor of the squared error; one by default
                      ) -> Weighting:
-    """The weighting that a plain squared error E_t[weight ||F - F_hat||^2] on any prediction
-    implies; VDM++ section 3.1."""
+    "The weighting that a squared error E_t[weight ||F - F_hat||^2] implies; VDM++ section 3.1."
     def weighting(logsnr: Tensor) -> Tensor:
-        a, b = prediction(-logsnr); scale = (alpha(-logsnr) * b - sigma(-logsnr) * a) / alpha(-logsnr)
-        return 2 * scale**2 * schedule.density(logsnr) * (1 if weight is None else weight(logsnr))
+        a, b = prediction(-logsnr)
+        D = alpha(-logsnr) * b - sigma(-logsnr) * a
+        c = 1 if weight is None else weight(logsnr)
+        return 2 * (D / alpha(-logsnr))**2 * schedule.density(logsnr) * c
     return weighting
 
 # %% ../nbs/02_objective.ipynb #0807db72
-def log_sech(x: Tensor) -> Tensor: # like x
+def _log_sech(x: Tensor) -> Tensor: # like x
     "log(1 / cosh x) without overflow."
     return math.log(2) - x.abs() - F.softplus(-2 * x.abs())
 
 def eps_weighting(logsnr: Tensor) -> Tensor:
     "sech(lambda / 2): noise prediction with the cosine schedule; VDM++ Table 1."
-    return log_sech(logsnr / 2).exp()
-
-def edm_weighting(logsnr: Tensor, mean: float = -1.2, std: float = 1.2, # of the logarithm of EDM's noise
-                  sigma_data: float = 0.5) -> Tensor:
-    "N(lambda; 2.4, 2.4^2) (exp(-lambda) + 0.5^2): EDM; VDM++ appendix D.1."
-    log_normal = -0.5 * ((logsnr / 2 + mean) / std)**2 - math.log(2 * std * math.sqrt(2 * math.pi))
-    return torch.exp(log_normal + torch.logaddexp(-logsnr, torch.full_like(logsnr, 2 * math.log(sigma_data))))
+    return _log_sech(logsnr / 2).exp()
 
 def v_weighting(logsnr: Tensor) -> Tensor:
-    """exp(-lambda / 2): v-prediction with the cosine schedule, and flow matching;
-    VDM++ appendices D.2 and D.3."""
+    "exp(-lambda / 2): v-prediction, cosine schedule; flow matching; VDM++ appendices D.2 and D.3."
     return torch.exp(-logsnr / 2)
 
 def indi_weighting(logsnr: Tensor) -> Tensor:
     "exp(-lambda) sech^2(lambda / 4): data prediction on the straight path; VDM++ appendix D.4."
-    return torch.exp(-logsnr + 2 * log_sech(logsnr / 4))
+    return torch.exp(-logsnr + 2 * _log_sech(logsnr / 4))
+
+# %% ../nbs/02_objective.ipynb #2e9ee92b
+def edm_weighting(logsnr: Tensor,
+                  mean: float = -1.2, # of the logarithm of EDM's noise
+                  std: float = 1.2,   # its standard deviation
+                  sigma_data: float = 0.5) -> Tensor:
+    "N(lambda; 2.4, 2.4^2) (exp(-lambda) + 0.5^2): EDM; VDM++ appendix D.1."
+    log_normal = -0.5 * ((logsnr / 2 + mean) / std)**2 - math.log(2 * std * math.sqrt(2 * math.pi))
+    log_variance = torch.full_like(logsnr, 2 * math.log(sigma_data))
+    return torch.exp(log_normal + torch.logaddexp(-logsnr, log_variance))
 
 def p2_weighting(logsnr: Tensor, exponent: float = 1., k: float = 1.) -> Tensor:
-    "sech(lambda / 2) / (k + exp(lambda))^exponent: P2 with the cosine schedule; VDM++ appendix D.5."
-    return torch.exp(log_sech(logsnr / 2)
-                     - exponent * torch.logaddexp(logsnr, torch.full_like(logsnr, math.log(k))))
+    "sech(lambda / 2) / (k + exp(lambda))^exponent: P2, cosine schedule; VDM++ appendix D.5."
+    log_factor = torch.logaddexp(logsnr, torch.full_like(logsnr, math.log(k)))
+    return torch.exp(_log_sech(logsnr / 2) - exponent * log_factor)
 
-def min_snr_weighting(logsnr: Tensor, bound: float = 5.) -> Tensor: # the paper's gamma
-    "sech(lambda / 2) min(1, bound exp(-lambda)): min-SNR with the cosine schedule; VDM++ appendix D.6."
-    return torch.exp(log_sech(logsnr / 2) + (math.log(bound) - logsnr).clamp(max=0))
+def min_snr_weighting(logsnr: Tensor, bound: float = 5.) -> Tensor: # bound: the paper's gamma
+    "sech(lambda / 2) min(1, bound exp(-lambda)): min-SNR, cosine schedule; VDM++ appendix D.6."
+    return torch.exp(_log_sech(logsnr / 2) + (math.log(bound) - logsnr).clamp(max=0))
 
 # %% ../nbs/02_objective.ipynb #901826a9
 def sigmoid_weighting(logsnr: Tensor, k: float = 2.) -> Tensor:
@@ -141,34 +148,39 @@ def sigmoid_weighting(logsnr: Tensor, k: float = 2.) -> Tensor:
 
 def edm_peak(mean: float = -1.2, std: float = 1.2, sigma_data: float = 0.5) -> float: # lambda
     "Where EDM's weighting is largest, by bisection; it has one peak for EDM's own constants."
-    m, v = -2 * mean, 4 * std**2; low, high = m - v, m
+    m, v = -2 * mean, 4 * std**2
+    low, high = m - v, m
     for _ in range(60):
-        middle = (low + high) / 2; rising = (m - middle) / v > 1 / (1 + sigma_data**2 * math.exp(middle))
+        middle = (low + high) / 2
+        rising = (m - middle) / v > 1 / (1 + sigma_data**2 * math.exp(middle))
         low, high = (middle, high) if rising else (low, middle)
     return low
 
 def edm_monotonic_weighting(logsnr: Tensor, mean: float = -1.2, std: float = 1.2,
                             sigma_data: float = 0.5) -> Tensor:
     "EDM's weighting, constant to the left of its peak; VDM++ section 5.1."
-    return edm_weighting(logsnr.clamp(min=edm_peak(mean, std, sigma_data)), mean, std, sigma_data)
+    peak = edm_peak(mean, std, sigma_data)
+    return edm_weighting(logsnr.clamp(min=peak), mean, std, sigma_data)
 
-def low_bit_weighting(logsnr: Tensor, slope: float = 2., place: float = 8.4) -> Tensor:
-    "Phi(-slope (lambda - place)): training on 8 bits as if on 5; VDM++ eq. 146."
-    return 0.5 * torch.erfc(slope * (logsnr - place) / math.sqrt(2))
+def low_bit_weighting(logsnr: Tensor, slope: float = 2., middle: float = 8.4) -> Tensor:
+    "Phi(-slope (lambda - middle)): training on 8 bits as if on 5; VDM++ eq. 146."
+    return 0.5 * torch.erfc(slope * (logsnr - middle) / math.sqrt(2))
 
-weightings = dict(elbo=elbo_weighting, eps=eps_weighting, edm=edm_weighting, v=v_weighting, flow=v_weighting,
-                  indi=indi_weighting, p2=p2_weighting, p2_half=partial(p2_weighting, exponent=0.5),
-                  min_snr=min_snr_weighting, sigmoid=sigmoid_weighting, edm_monotonic=edm_monotonic_weighting,
+# %% ../nbs/02_objective.ipynb #74667948
+weightings = dict(elbo=elbo_weighting, eps=eps_weighting, edm=edm_weighting, v=v_weighting,
+                  flow=v_weighting, indi=indi_weighting, p2=p2_weighting,
+                  p2_half=partial(p2_weighting, exponent=0.5), min_snr=min_snr_weighting,
+                  sigmoid=sigmoid_weighting, edm_monotonic=edm_monotonic_weighting,
                   low_bit=low_bit_weighting)
 
-# %% ../nbs/02_objective.ipynb #4f634d7a
 @dataclass(frozen=True)
 class _Rescaled:
     "w(lambda - shift) / top, which pickle can store."
     weighting: Weighting
     shift: float
     top: float = 1.
-    def __call__(self, logsnr: Tensor) -> Tensor: return self.weighting(logsnr - self.shift) / self.top
+    def __call__(self, logsnr: Tensor) -> Tensor:
+        return self.weighting(logsnr - self.shift) / self.top
 
 def shifted(weighting: Weighting,
             shift: float # in lambda; 2 log(64 / d) for images d pixels wide
@@ -176,13 +188,14 @@ def shifted(weighting: Weighting,
     "w(lambda - shift); VDM++ appendix D.2.1."
     return _Rescaled(weighting, shift)
 
-def is_monotone(weighting: Weighting,      # of the log signal-to-noise ratio
-                gamma_min: float = -20.,   # range of the negative log signal-to-noise ratio
+# %% ../nbs/02_objective.ipynb #4f634d7a
+def is_monotone(weighting: Weighting,    # of the log signal-to-noise ratio
+                gamma_min: float = -20., # range of the negative log signal-to-noise ratio
                 gamma_max: float = 20.,
-                points: int = 40_001       # of the grid
+                points: int = 40_001     # of the grid
                ) -> bool:
-    """Does the weight never rise with the log signal-to-noise ratio, beyond rounding? Raises ValueError
-    unless gamma_min < gamma_max."""
+    """Does the weight never rise with the log signal-to-noise ratio, beyond rounding? Raises
+    ValueError unless gamma_min < gamma_max."""
     if not gamma_min < gamma_max:
         raise ValueError(f"gamma_min={gamma_min} must be below gamma_max={gamma_max}: "
                          "give the range over which w is used")

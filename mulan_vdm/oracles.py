@@ -22,7 +22,8 @@ class GaussianOracle(nn.Module):
     def __init__(self, mean: Tensor, # (D,)
                  cov: Tensor):       # (D, D), positive definite
         super().__init__()
-        self.register_buffer('mean', mean); self.register_buffer('cov', cov)
+        self.register_buffer('mean', mean)
+        self.register_buffer('cov', cov)
 
     def sample(self, n: int) -> Tensor: # (n, D)
         "Vectors drawn from the distribution."
@@ -32,58 +33,71 @@ class GaussianOracle(nn.Module):
         "True log-density of vectors (B, D)."
         return MultivariateNormal(self.mean, self.cov).log_prob(x)
 
-    def noisy(self, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]: # A as (B, D), mean and covariance of z
-        "The distribution of z at a noise level, which may differ between dimensions."
-        a, s = (f(gamma).expand(-1, len(self.mean)) for f in (alpha, sigma))
-        return a, a * self.mean, a[:, :, None] * self.cov * a[:, None] + torch.diag_embed(s**2)
+# %% ../nbs/08_oracles.ipynb #9ca0759e
+@patch
+def noisy(self: GaussianOracle, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    "A as (B, D), mean and covariance of z; the noise level may differ between dimensions."
+    a, s = (f(gamma).expand(-1, len(self.mean)) for f in (alpha, sigma))
+    return a, a * self.mean, a[:, :, None] * self.cov * a[:, None] + torch.diag_embed(s**2)
 
-    def log_marginal(self, z: Tensor, gamma: Tensor) -> Tensor: # nats (B,)
-        "log q(z) at noise level gamma, broadcastable to z."
-        _, mean, cov = self.noisy(gamma)
-        return MultivariateNormal(mean, cov).log_prob(z)
+@patch
+def log_marginal(self: GaussianOracle, z: Tensor, gamma: Tensor) -> Tensor: # nats (B,)
+    "log q(z) at noise level gamma, broadcastable to z."
+    _, mean, cov = self.noisy(gamma)
+    return MultivariateNormal(mean, cov).log_prob(z)
 
-    def forward(self, z: Tensor, gamma: Tensor, w: Tensor | None = None,
-                y: Tensor | None = None) -> Tensor: # x_hat
-        "E[x|z], eq. (gaussian-denoiser) of this notebook."
-        a, mean, cov = self.noisy(gamma)
-        return self.mean + (a * torch.linalg.solve(cov, (z - mean)[..., None])[..., 0]) @ self.cov
+@patch
+def forward(self: GaussianOracle, z: Tensor, gamma: Tensor, w: Tensor | None = None,
+            y: Tensor | None = None) -> Tensor: # x_hat
+    "E[x|z], eq. (gaussian-denoiser) of this notebook."
+    a, mean, cov = self.noisy(gamma)
+    pull = torch.linalg.solve(cov, (z - mean)[..., None])[..., 0]
+    return self.mean + (a * pull) @ self.cov
 
 # %% ../nbs/08_oracles.ipynb #9610d2a0
 class MixtureOracle(nn.Module):
-    """Finite mixture of independent discrete pixels (B, *event), its noisy marginals and best denoiser for
-    any per-pixel gamma; nats."""
+    """Finite mixture of independent discrete pixels (B, *event), its noisy marginals and best
+    denoiser for any per-pixel gamma; nats. Raises ValueError for weights or tables not positive."""
     def __init__(self, weights: Tensor, # (K,), positive, sums to one
                  tables: Tensor,        # (K, D, vocab), positive, sums to one over the last axis
                  event_shape: tuple[int, ...]): # D dimensions
         super().__init__()
         if not ((tables > 0).all() and (weights > 0).all()):
-            raise ValueError("weights and tables must be positive: smooth them, or a posterior is 0/0")
-        self.event_shape, self.codec = tuple(event_shape), Codec(tables.shape[-1])
-        self.register_buffer('log_weights', weights.log()); self.register_buffer('tables', tables)
-        self.register_buffer('levels', self.codec.encode(torch.arange(tables.shape[-1]), tables.dtype))
+            raise ValueError("weights and tables must be positive: "
+                             "smooth them, or a posterior is 0/0")
+        vocab = tables.shape[-1]
+        self.event_shape = tuple(event_shape)
+        self.codec = Codec(vocab)
+        self.register_buffer('log_weights', weights.log())
+        self.register_buffer('tables', tables)
+        self.register_buffer('levels', self.codec.encode(torch.arange(vocab), tables.dtype))
 
     def sample(self, n: int) -> Tensor: # pixels (n, *event)
         "Images drawn from the distribution."
         c = torch.multinomial(self.log_weights.exp(), n, replacement=True)
-        return torch.distributions.Categorical(self.tables[c]).sample().reshape(n, *self.event_shape)
+        pixels = torch.distributions.Categorical(self.tables[c]).sample()
+        return pixels.reshape(n, *self.event_shape)
 
     def log_prob(self, k: Tensor) -> Tensor: # nats (B,)
         "True log p of integer pixels (B, *event)."
-        pixel = self.tables.log().permute(1, 2, 0)[torch.arange(self.tables.shape[1]), k.flatten(1).long()]
+        log_tables = self.tables.log().permute(1, 2, 0)                             # (D, vocab, K)
+        pixel = log_tables[torch.arange(len(log_tables)), k.flatten(1).long()]      # (B, D, K)
         return (self.log_weights + pixel.sum(1)).logsumexp(1)
 
 # %% ../nbs/08_oracles.ipynb #922c02ce
 @patch
 def pixelwise(self: MixtureOracle, z: Tensor,
               gamma: Tensor) -> tuple[Tensor, Tensor]: # log q(z_d|c), E[x_d|z_d, c]; both (B, D, K)
-    "Each pixel given each component: log-density of its noisy value in nats, and its best estimate."
-    z, gamma = z.flatten(1), gamma.expand_as(z).flatten(1)
-    energy = -0.5 * ((z / sigma(gamma))[..., None] - torch.exp(-gamma / 2)[..., None] * self.levels)**2
-    top = energy.amax(-1, keepdim=True); near = torch.exp(energy - top).transpose(0, 1)       # (D, B, vocab)
-    P = self.tables.permute(1, 2, 0)                                                          # (D, vocab, K)
-    q = near @ P
-    log_q = q.transpose(0, 1).log() + top - sigma(gamma)[..., None].log() - 0.5 * math.log(2 * math.pi)
-    return log_q, ((near * self.levels) @ P / q).transpose(0, 1)
+    "Each pixel given each component: log-density of its noisy value in nats, best estimate."
+    gamma = gamma.expand_as(z).flatten(1)[..., None]
+    eps = z.flatten(1)[..., None] / sigma(gamma) - torch.exp(-gamma / 2) * self.levels
+    energy = -0.5 * eps**2                                  # (B, D, vocab)
+    top = energy.amax(-1, keepdim=True)
+    near = torch.exp(energy - top).transpose(0, 1)          # (D, B, vocab)
+    tables = self.tables.permute(1, 2, 0)                   # (D, vocab, K)
+    q = near @ tables
+    log_q = q.transpose(0, 1).log() + top - sigma(gamma).log() - 0.5 * math.log(2 * math.pi)
+    return log_q, ((near * self.levels) @ tables / q).transpose(0, 1)
 
 @patch
 def log_marginal(self: MixtureOracle, z: Tensor, gamma: Tensor) -> Tensor: # nats (B,)
@@ -107,13 +121,14 @@ def fit_mixture(k: Tensor,      # integer pixels (N, *event)
                 seed: int = 0         # of the first assignment
                ) -> MixtureOracle:
     "Mixture of independent pixels fitted by expectation maximization, in double precision."
-    one_hot = nn.functional.one_hot(k.flatten(1).long(), vocab).double()            # (N, D, vocab)
-    r = torch.rand(len(k), components, generator=torch.Generator().manual_seed(seed),
-                   dtype=torch.float64).pow(8)
+    one_hot = nn.functional.one_hot(k.flatten(1).long(), vocab).double()  # (N, D, vocab)
+    generator = torch.Generator().manual_seed(seed)
+    r = torch.rand(len(k), components, generator=generator, dtype=torch.float64).pow(8)
     for _ in range(rounds):
         r = r / r.sum(1, keepdim=True)
         counts = torch.einsum('nc,ndv->cdv', r, one_hot) + smoothing
-        oracle = MixtureOracle(r.mean(0), counts / counts.sum(-1, keepdim=True), k.shape[1:])
-        log_joint = oracle.log_weights + torch.einsum('ndv,cdv->nc', one_hot, oracle.tables.log())
+        tables = counts / counts.sum(-1, keepdim=True)
+        oracle = MixtureOracle(r.mean(0), tables, k.shape[1:])
+        log_joint = oracle.log_weights + torch.einsum('ndv,cdv->nc', one_hot, tables.log())
         r = log_joint.softmax(1)
     return oracle

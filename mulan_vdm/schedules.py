@@ -20,9 +20,10 @@ from torch import Tensor
 class Schedule(nn.Module):
     """gamma(t), the negative log signal-to-noise ratio in nats, increasing in t. A subclass owes
 
-    - `forward(t, w=None)`: gamma, elementwise in t (an entry depends on the one time that broadcasts
-      to it), differentiable in t and in what is learned, without random numbers. `w` is the latent of
-      the image (B, size), None where a model has none; a schedule that does not read it ignores it;
+    - `forward(t, w=None)`: gamma, elementwise in t (an entry depends on the one time that
+      broadcasts to it), differentiable in t and in what is learned, without random numbers. `w` is
+      the latent of the image (B, size), None where a model has none; a schedule that does not read
+      it ignores it;
     - where they differ: `event_shape`, the shape of its numbers per dimension, () if all dimensions
       share one gamma; `per_dimension`, does the class take `event_shape` and a `network` on w;
       `learns_ends`, does it take `learn_ends`; `numbers`, per dimension that a network on w gives;
@@ -35,30 +36,22 @@ class Schedule(nn.Module):
     learns_ends: bool = False
     numbers: int = 0
 
-    def forward(self,
-                t: Tensor, # times in [0, 1], any shape
+    def forward(self, t: Tensor, # times in [0, 1], any shape
                 w: Tensor | None = None # latent of the image (B, size)
                ) -> Tensor: # gamma, the shape that t and the schedule's own numbers broadcast to
         raise NotImplementedError(f"{type(self).__name__} must define forward(t, w=None) -> gamma")
 
-    def observe(self,
-                gamma: Tensor, # noise levels of a training batch
-                loss: Tensor   # their weighted squared errors
-               ) -> None:
-        "Learn from the training loss; does nothing unless a schedule adapts to it."
+    def observe(self, gamma: Tensor, loss: Tensor) -> None:
+        "Learn from a batch's noise levels and weighted squared errors; by default nothing."
 
     def interior(self) -> dict[str, nn.Parameter]: # by name
-        """Parameters that move gamma between the ends only and leave the loss in continuous
-        time alone; none by default."""
+        "Parameters that move gamma between its ends only; continuous time's loss ignores them."
         return {}
 
 # %% ../nbs/01_schedules.ipynb #6e44d30a
 @patch
 @torch.no_grad()
-def inverse(self: Schedule,
-            gamma: Tensor, # noise levels between the ends, any shape
-            w: Tensor | None = None # latent of the image
-           ) -> Tensor: # times, the shape of gamma
+def inverse(self: Schedule, gamma: Tensor, w: Tensor | None = None) -> Tensor: # times, like gamma
     "The time at which gamma is reached, by bisection; ends are returned for levels outside."
     low, high = torch.zeros_like(gamma), torch.ones_like(gamma)
     for _ in range(60):
@@ -71,9 +64,8 @@ def inverse(self: Schedule,
 @torch.no_grad()
 def ends(self: Schedule) -> tuple[float, float]: # gamma(0), gamma(1)
     "The levels that every dimension reaches: from the highest gamma(0) to the lowest gamma(1)."
-    # on its device, in its precision
     own = next(iter([*self.parameters(), *self.buffers()]), torch.zeros((), dtype=torch.float64))
-    t = own.new_zeros([1] * (1 + len(self.event_shape)))
+    t = own.new_zeros([1] * (1 + len(self.event_shape)))  # on its device, in its precision
     return float(self(t).max()), float(self(t + 1).min())
 
 # %% ../nbs/01_schedules.ipynb #809cabe5
@@ -81,36 +73,25 @@ def gamma_and_slope(schedule: Schedule, # any schedule
                     t: Tensor,          # times in [0, 1], any shape
                     w: Tensor | None = None # latent of the image
                    ) -> tuple[Tensor, Tensor]: # gamma(t), d gamma / dt
-    """gamma and its slope in t by two backward passes, the second through the first; both
-    differentiable in the parameters."""
+    "gamma and its slope in t by two backward passes; both are differentiable in the parameters."
     gamma, pull = torch.func.vjp(lambda t: schedule(t, w), t)
-    _, push = torch.func.vjp(lambda u: pull(u)[0], torch.zeros_like(gamma))             # pull is linear in u
+    _, push = torch.func.vjp(lambda u: pull(u)[0], torch.zeros_like(gamma))  # pull is linear in u
     return gamma, push(torch.ones_like(t))[0]
 
 # %% ../nbs/01_schedules.ipynb #ff83e424
 @patch
-def density(self: Schedule,
-            logsnr: Tensor, # log signal-to-noise ratios between the ends
-            w: Tensor | None = None # latent of the image
-           ) -> Tensor: # like logsnr
+def density(self: Schedule, logsnr: Tensor, w: Tensor | None = None) -> Tensor: # like logsnr
     "p(lambda) of a uniform time, one over the slope; VDM++ section 2.1."
     return 1 / gamma_and_slope(self, self.inverse(-logsnr, w), w)[1]
 
 @patch
-def at(self: Schedule,
-       t: Tensor,    # times in [0, 1]
-       rest: Tensor, # 1 - t, like t
-       w: Tensor | None = None # latent of the image
-      ) -> Tensor:   # gamma
-    "gamma at t, given 1 - t as well: near one it holds digits that t has lost."
+def at(self: Schedule, t: Tensor, rest: Tensor, w: Tensor | None = None) -> Tensor: # gamma
+    "gamma at t, given rest = 1 - t as well: near one it holds digits that t has lost."
     return self(t, w)
 
 @patch
-def times(self: Schedule,
-          gamma: Tensor, # noise levels between the ends
-          w: Tensor | None = None # latent of the image
-         ) -> tuple[Tensor, Tensor]: # t, 1 - t
-    "The time of a noise level and its distance to one, each with all its digits where the schedule can."
+def times(self: Schedule, gamma: Tensor, w: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    "t and 1 - t where gamma is reached, each with all its digits where the schedule can."
     t = self.inverse(gamma, w)
     return t, 1 - t
 
@@ -126,11 +107,10 @@ class Between(Schedule):
     """gamma_min + (gamma_max - gamma_min) u(t, w) with fixed or learned ends; subclasses define u,
     `climb`. Raises ValueError unless gamma_min < gamma_max."""
     learns_ends = True
-    def __init__(self,
-                 gamma_min: float = -13.3, # gamma(0); VDM's value for 256 levels
+    def __init__(self, gamma_min: float = -13.3, # gamma(0); VDM's value for 256 levels
                  gamma_max: float = 5.,    # gamma(1)
                  learn_ends: bool = False, # are the ends parameters?
-                 event_shape: tuple[int, ...] = ()): # of learned ends per dimension; none for one pair
+                 event_shape: tuple[int, ...] = ()): # of learned ends; none for one pair
         _ordered_ends(gamma_min, gamma_max)
         super().__init__()
         self.event_shape = tuple(event_shape)
@@ -145,7 +125,8 @@ class Between(Schedule):
         raise NotImplementedError(f"{type(self).__name__} must define climb(t, w=None) -> u")
 
     def forward(self, t: Tensor, w: Tensor | None = None) -> Tensor:
-        span = self.log_range.exp() if isinstance(self.log_range, Tensor) else math.exp(self.log_range)
+        learned = isinstance(self.log_range, Tensor)
+        span = self.log_range.exp() if learned else math.exp(self.log_range)
         return self.gamma_min + span * self.climb(t, w)
 
     def ends(self) -> tuple[float, float]: # gamma(0), gamma(1)
@@ -167,8 +148,7 @@ class LearnedLinear(Linear):
 # %% ../nbs/01_schedules.ipynb #c5233462
 class Monotone(Between):
     "Monotone network between its ends: positive weights, one hidden layer; VDM notes section 2.2."
-    def __init__(self,
-                 gamma_min: float = -13.3, # gamma(0), or where it starts
+    def __init__(self, gamma_min: float = -13.3, # gamma(0), or where it starts
                  gamma_max: float = 5.,    # gamma(1), or where it starts
                  learn_ends: bool = True,  # are the ends parameters too?
                  features: int = 1024):    # hidden width
@@ -180,7 +160,7 @@ class Monotone(Between):
         self.l3 = nn.Parameter(torch.full((features,), math.log(math.expm1(0.2 / features))))
 
     def interior(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.named_parameters() if name not in ('gamma_min', 'log_range')}
+        return {k: p for k, p in self.named_parameters() if k not in ('gamma_min', 'log_range')}
 
     def raw(self, t: Tensor) -> Tensor:
         "The increasing function before its ends are pinned, elementwise in t."
@@ -195,16 +175,14 @@ class Monotone(Between):
 
 # %% ../nbs/01_schedules.ipynb #adcef18f
 class Polynomial(Between):
-    """Per-dimension integral of a squared parabola between its ends; MuLAN poster. What the network reads
-    from w is added to the coefficients."""
+    "Integral of a squared parabola per dimension; `network` adds to coefficients. MuLAN poster."
     per_dimension = True
     numbers = 3
-    def __init__(self,
-                 event_shape: tuple[int, ...], # shape of one example
+    def __init__(self, event_shape: tuple[int, ...], # shape of one example
                  gamma_min: float = -13.3, # gamma(0) of every dimension, or where it starts
                  gamma_max: float = 5.,    # gamma(1) of every dimension, or where it starts
                  learn_ends: bool = False, # are the ends parameters, two per dimension?
-                 network: nn.Module | None = None, # w -> (B, 3, *event); None for a schedule that ignores w
+                 network: nn.Module | None = None, # w -> (B, 3, *event); None to ignore w
                  delta: float = 1e-3):     # smallest slope before normalization
         super().__init__(gamma_min, gamma_max, learn_ends, event_shape)
         self.network = network
@@ -225,17 +203,14 @@ class Polynomial(Between):
 
 # %% ../nbs/01_schedules.ipynb #dc71b61b
 class MonotonePerDim(Between):
-    """Per-dimension sum of a line and logistic steps between its ends. What the network reads from w
-    is added to the heights."""
+    "Sum of a line and logistic steps per dimension; `network` adds to their heights."
     per_dimension = True
     numbers = 9  # with eight steps
-    def __init__(self,
-                 event_shape: tuple[int, ...], # shape of one example
+    def __init__(self, event_shape: tuple[int, ...], # shape of one example
                  gamma_min: float = -13.3, # gamma(0) of every dimension, or where it starts
                  gamma_max: float = 5.,    # gamma(1) of every dimension, or where it starts
                  learn_ends: bool = False, # are the ends parameters, two per dimension?
-                 # w -> (B, 1 + steps, *event); None for a schedule that ignores w
-                 network: nn.Module | None = None,
+                 network: nn.Module | None = None, # w -> (B, 1 + steps, *event); None to ignore w
                  steps: int = 8):          # J, logistic steps
         super().__init__(gamma_min, gamma_max, learn_ends, event_shape)
         self.network = network
@@ -255,28 +230,24 @@ class MonotonePerDim(Between):
         own = self.heights
         heights = own if self.network is None else (own + self.network(w)).movedim(1, 0)
         heights = F.softplus(heights.movedim(0, -1) + self.start)  # (..., *event, 1 + steps)
-        ends = torch.tensor([0., 1.], dtype=own.dtype, device=own.device)
-        low, high = self.features(ends)
+        low, high = self.features(torch.tensor([0., 1.], dtype=own.dtype, device=own.device))
         return ((self.features(t) - low) * heights).sum(-1) / ((high - low) * heights).sum(-1)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *others) -> None:
         "Version 0.1.0 stored the centers as `place`."
-        if f'{prefix}place' in state_dict: state_dict[f'{prefix}centers'] = state_dict.pop(f'{prefix}place')
+        before, now = f'{prefix}place', f'{prefix}centers'
+        if before in state_dict: state_dict[now] = state_dict.pop(before)
         super()._load_from_state_dict(state_dict, prefix, *others)
 
 # %% ../nbs/01_schedules.ipynb #71e43af1
 class ClosedForm(Schedule):
-    """A schedule written in t and rest = 1 - t, with both as closed forms of gamma; subclasses define
-    `at`, `times` and `density`."""
-    def at(self,
-           t: Tensor,    # times in [0, 1], any shape
-           rest: Tensor, # 1 - t, like t
-           w: Tensor | None = None # latent of the image
-          ) -> Tensor:   # gamma, like t
+    "gamma in closed form of t and rest = 1 - t; subclasses define `at`, `times` and `density`."
+    def at(self, t: Tensor, rest: Tensor, w: Tensor | None = None) -> Tensor: # gamma, like t
         raise NotImplementedError(f"{type(self).__name__} must define at(t, rest, w=None) -> gamma")
 
     def times(self, gamma: Tensor, w: Tensor | None = None) -> tuple[Tensor, Tensor]: # t, 1 - t
-        raise NotImplementedError(f"{type(self).__name__} must define times(gamma, w=None) -> t, 1 - t")
+        name = type(self).__name__
+        raise NotImplementedError(f"{name} must define times(gamma, w=None) -> t, 1 - t")
 
     def forward(self, t: Tensor, w: Tensor | None = None) -> Tensor: return self.at(t, 1 - t, w)
 
@@ -285,14 +256,14 @@ class ClosedForm(Schedule):
 
 # %% ../nbs/01_schedules.ipynb #bfa3e609
 class Cosine(ClosedForm):
-    """Shifted cosine, lambda = -2 log tan(pi t / 2) + shift with infinite ends; shift = 2 log(64 / d) for
-    images d pixels wide. VDM++ Table 4."""
-    def __init__(self, shift: float = 0.): # added to the log signal-to-noise ratio, nats
+    "lambda = -2 log tan(pi t / 2) + shift, with infinite ends; VDM++ Table 4."
+    def __init__(self, shift: float = 0.): # nats; 2 log(64 / d) for images d pixels wide
         super().__init__()
         self.shift = float(shift)
 
     def at(self, t: Tensor, rest: Tensor, w: Tensor | None = None) -> Tensor:
-        return 2 * (torch.sin(math.pi / 2 * t).log() - torch.sin(math.pi / 2 * rest).log()) - self.shift
+        opposite, adjacent = torch.sin(math.pi / 2 * t), torch.sin(math.pi / 2 * rest)
+        return 2 * (opposite.log() - adjacent.log()) - self.shift
 
     def times(self, gamma: Tensor, w: Tensor | None = None) -> tuple[Tensor, Tensor]:
         half = (gamma + self.shift) / 2
@@ -303,14 +274,14 @@ class Cosine(ClosedForm):
 
 # %% ../nbs/01_schedules.ipynb #dc5aabab
 class EDMTraining(ClosedForm):
-    """Log-normal noise, log(sigma / alpha) ~ N(mean, std^2), with infinite ends; VDM++ Table 4 corrected.
-    Raises ValueError unless std > 0."""
-    def __init__(self,
-                 mean: float = -1.2, # of the logarithm of the noise
+    """log(sigma / alpha) ~ N(mean, std^2), with infinite ends; VDM++ Table 4 corrected. Raises
+    ValueError unless std > 0."""
+    def __init__(self, mean: float = -1.2, # of the logarithm of the noise
                  std: float = 1.2):  # its standard deviation
         super().__init__()
         if not std > 0:
-            raise ValueError(f"std={std} must be positive: it is the spread of the logarithm of the noise")
+            raise ValueError(f"std={std} must be positive: it is the spread of the logarithm of "
+                             "the noise")
         self.mean = float(mean)
         self.std = float(std)
 
@@ -336,14 +307,13 @@ def _within(value: Tensor, x: Tensor, low: float | Tensor, high: float | Tensor)
 class EDMSampling(ClosedForm):
     """Noise to the power 1 / rho linear in t, from sigma_min to sigma_max; VDM++ Table 4. Raises
     ValueError unless 0 < sigma_min < sigma_max, rho > 0."""
-    def __init__(self,
-                 sigma_min: float = 0.002, # sigma / alpha at t = 0
+    def __init__(self, sigma_min: float = 0.002, # sigma / alpha at t = 0
                  sigma_max: float = 80.,   # and at t = 1
                  rho: float = 7.):         # the larger, the more steps at low noise
         super().__init__()
         if not 0 < sigma_min < sigma_max < math.inf:
-            raise ValueError(f"sigma_min={sigma_min} must be positive and below sigma_max={sigma_max}: "
-                             "noise grows from data to noise")
+            raise ValueError(f"sigma_min={sigma_min} must be positive and below "
+                             f"sigma_max={sigma_max}: noise grows from data to noise")
         if not rho > 0: raise ValueError(f"rho={rho} must be positive; EDM takes 7")
         self.rho = float(rho)
         self.low, self.high = sigma_min**(1 / rho), sigma_max**(1 / rho)
@@ -353,7 +323,8 @@ class EDMSampling(ClosedForm):
 
     def times(self, gamma: Tensor, w: Tensor | None = None) -> tuple[Tensor, Tensor]:
         root = torch.exp(gamma / (2 * self.rho))
-        return (root - self.low) / (self.high - self.low), (self.high - root) / (self.high - self.low)
+        span = self.high - self.low
+        return (root - self.low) / span, (self.high - root) / span
 
     def density(self, logsnr: Tensor, w: Tensor | None = None) -> Tensor:
         root = torch.exp(-logsnr / (2 * self.rho))
@@ -361,8 +332,7 @@ class EDMSampling(ClosedForm):
 
 # %% ../nbs/01_schedules.ipynb #180d07ba
 class FlowOT(ClosedForm):
-    """The straight path (1 - t) x + t eps of flow matching as a schedule, with infinite
-    ends; VDM++ appendix D.3."""
+    "The straight path (1 - t) x + t eps of flow matching, with infinite ends; VDM++ appendix D.3."
     def at(self, t: Tensor, rest: Tensor, w: Tensor | None = None) -> Tensor:
         return 2 * (t.log() - rest.log())
 
@@ -408,17 +378,16 @@ class Piecewise(Schedule):
 
 # %% ../nbs/01_schedules.ipynb #fedec817
 class LinearBeta(Piecewise):
-    """DDPM: step k of 1..T at t = (k - 1) / (T - 1), exact there, linear between. Raises ValueError unless
-    T >= 2 and 0 < beta_min <= beta_max < 1."""
-    def __init__(self,
-                 T: int = 1000,           # number of DDPM's steps
+    """DDPM: step k of 1..T at t = (k - 1) / (T - 1), exact there, linear between. Raises ValueError
+    unless T >= 2 and 0 < beta_min <= beta_max < 1."""
+    def __init__(self, T: int = 1000,           # number of DDPM's steps
                  beta_min: float = 1e-4,  # variance added by the first
                  beta_max: float = 0.02): # and by the last
         super().__init__()
         if T < 2: raise ValueError(f"T={T}: a schedule needs at least two steps")
         if not 0 < beta_min <= beta_max < 1:
-            raise ValueError(f"beta_min={beta_min} and beta_max={beta_max} must satisfy 0 < beta_min <= "
-                             "beta_max < 1: they are shares of variance")
+            raise ValueError(f"beta_min={beta_min} and beta_max={beta_max} must satisfy "
+                             "0 < beta_min <= beta_max < 1: they are shares of variance")
         beta = torch.linspace(beta_min, beta_max, T, dtype=torch.float64)
         log_kept = torch.log1p(-beta).cumsum(0)
         self.steps = torch.linspace(0, 1, T, dtype=torch.float64), torch.expm1(-log_kept).log()
@@ -427,10 +396,9 @@ class LinearBeta(Piecewise):
 
 # %% ../nbs/01_schedules.ipynb #52a3b4f0
 class Truncated(ClosedForm):
-    """Any schedule, its time squeezed so that it runs from gamma_min to gamma_max; VDM++ eq. 127. Raises
-    ValueError for ends out of order or outside the schedule's range."""
-    def __init__(self,
-                 schedule: Schedule, # any schedule; if its ends are learned, they must stay outside of these
+    """Any schedule, its time squeezed so that it runs from gamma_min to gamma_max; VDM++ eq. 127.
+    Raises ValueError for ends out of order or outside the schedule's range."""
+    def __init__(self, schedule: Schedule, # any; ends that it learns must stay outside of these
                  gamma_min: float,   # gamma(0)
                  gamma_max: float):  # gamma(1)
         super().__init__()
@@ -438,8 +406,8 @@ class Truncated(ClosedForm):
         low, high = schedule.ends()
         slack = 1e-6 * (gamma_max - gamma_min)
         if gamma_min < low - slack or gamma_max > high + slack:
-            raise ValueError(f"gamma_min={gamma_min} and gamma_max={gamma_max} must lie in the schedule's "
-                             f"range {low:g}..{high:g}: cut less, or take a wider schedule")
+            raise ValueError(f"gamma_min={gamma_min} and gamma_max={gamma_max} must lie in the schedule"
+                             f"'s range {low:g}..{high:g}: cut less, or take a wider schedule")
         self.schedule = schedule
         self.gamma_min, self.gamma_max = float(gamma_min), float(gamma_max)
         self.event_shape = schedule.event_shape
@@ -450,8 +418,8 @@ class Truncated(ClosedForm):
 
 # %% ../nbs/01_schedules.ipynb #872862a7
 @patch
-def _level(self: Truncated, gamma: Tensor, w: Tensor | None = None) -> tuple[Tensor, Tensor]: # t, 1 - t
-    "The two times of levels of the schedule inside, differentiable in its parameters."
+def _level(self: Truncated, gamma: Tensor, w: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    "t and 1 - t where the schedule inside reaches gamma, differentiable in its parameters."
     t, rest = self.schedule.times(gamma, w)
     if not self.schedule(t, w).requires_grad: return t, rest
     value, slope = gamma_and_slope(self.schedule, t, w)
@@ -459,8 +427,7 @@ def _level(self: Truncated, gamma: Tensor, w: Tensor | None = None) -> tuple[Ten
     return t - step, rest + step
 
 @patch
-def window(self: Truncated,
-           like: Tensor, # of the number of axes, dtype and device of the times
+def window(self: Truncated, like: Tensor, # of the axes, dtype and device of the times
            w: Tensor | None = None # latent of the image
           ) -> tuple[Tensor, Tensor, Tensor]: # t_0, 1 - t_1, t_1 - t_0; broadcastable to gamma
     "Where the schedule inside enters and leaves."
@@ -477,8 +444,8 @@ def at(self: Truncated, t: Tensor, rest: Tensor, w: Tensor | None = None) -> Ten
     return self.schedule.at(t_0 + span * t, rest_1 + span * rest, w)
 
 @patch
-def times(self: Truncated, gamma: Tensor, w: Tensor | None = None) -> tuple[Tensor, Tensor]: # t, 1 - t
-    "Times of a level; VDM++ eq. 130."
+def times(self: Truncated, gamma: Tensor, w: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    "t and 1 - t where gamma is reached; VDM++ eq. 130."
     t_0, rest_1, span = self.window(gamma, w)
     t, rest = self._level(gamma, w)
     return ((t - t_0) / span).clamp(0, 1), ((rest - rest_1) / span).clamp(0, 1)
@@ -491,10 +458,9 @@ def density(self: Truncated, logsnr: Tensor, w: Tensor | None = None) -> Tensor:
 
 # %% ../nbs/01_schedules.ipynb #dc0e1b2f
 class Adaptive(Piecewise):
-    """Density of noise levels proportional to the weighted squared error observed; VDM++ appendix F.
-    Raises ValueError for ends, bins, decay or floor out of range."""
-    def __init__(self,
-                 gamma_min: float = -13.3, # gamma(0)
+    """Density of noise levels proportional to the weighted squared error observed; VDM++ appendix
+    F. Raises ValueError for ends, bins, decay or floor out of range."""
+    def __init__(self, gamma_min: float = -13.3, # gamma(0)
                  gamma_max: float = 5.,    # gamma(1)
                  bins: int = 100,          # of equal width in gamma
                  decay: float = 0.999,     # of the moving averages in the long run, in [0, 1)
@@ -502,10 +468,11 @@ class Adaptive(Piecewise):
         super().__init__()
         _ordered_ends(gamma_min, gamma_max)
         if not 0 <= decay < 1:
-            raise ValueError(f"decay={decay} must lie in [0, 1): 0.999 averages about 1000 visits of a bin")
+            raise ValueError(f"decay={decay} must lie in [0, 1): 0.999 averages about 1000 visits "
+                             "of a bin")
         if not (bins >= 1 and 0 < floor <= 1 and floor / bins >= 1e-6):
-            raise ValueError(f"bins={bins} and floor={floor}: take at least one bin, 0 < floor <= 1, "
-                             "and floor / bins >= 1e-6, or single precision loses a bin")
+            raise ValueError(f"bins={bins} and floor={floor}: take at least one bin, 0 < floor <= "
+                             "1, and floor / bins >= 1e-6, or single precision loses a bin")
         self.gamma_min, self.gamma_max = float(gamma_min), float(gamma_max)
         self.decay = decay
         self.floor = floor
@@ -516,8 +483,8 @@ class Adaptive(Piecewise):
         a = self.average
         share = (1 - self.floor) * a / a.sum() + self.floor / len(a)
         times = torch.cat([a.new_zeros(1), share.cumsum(0)[:-1], a.new_ones(1)])
-        gammas = torch.linspace(self.gamma_min, self.gamma_max, len(times), dtype=a.dtype, device=a.device)
-        return times, gammas
+        ends = self.gamma_min, self.gamma_max
+        return times, torch.linspace(*ends, len(times), dtype=a.dtype, device=a.device)
 
 # %% ../nbs/01_schedules.ipynb #7286dbac
 @patch
@@ -537,8 +504,7 @@ def _by_bin(self: Adaptive, gamma: Tensor, loss: Tensor) -> tuple[Tensor, Tensor
 
 @patch
 @torch.no_grad()
-def observe(self: Adaptive,
-            gamma: Tensor, # noise levels of a training batch, broadcastable to loss
+def observe(self: Adaptive, gamma: Tensor, # noise levels of a training batch, broadcastable to loss
             loss: Tensor   # weighted squared errors (B, *event), averaged over dimensions here
            ) -> None:
     "Moving average of the loss in every bin that the batch visits; the same in all processes."
@@ -552,29 +518,26 @@ def observe(self: Adaptive,
 
 # %% ../nbs/01_schedules.ipynb #4dc31485
 def choose(what: str, # is chosen, in the words of the message
-           name: str, # of the entry wanted
-           known: dict[str, object] # entries by name
-          ) -> object: # the entry
+           name: str, known: dict[str, object]) -> object: # the entry
     "The entry of a dictionary; raises ValueError listing the names it knows."
     if name not in known:
         raise ValueError(f"unknown {what} {name!r}: choose one of {', '.join(known)}")
     return known[name]
 
-schedules = dict(linear=Linear, monotone=Monotone, adaptive=Adaptive, cosine=Cosine, edm=EDMTraining,
-                 edm_sampling=EDMSampling, flow=FlowOT, beta=LinearBeta, polynomial=Polynomial,
-                 steps=MonotonePerDim)
+schedules = dict(linear=Linear, monotone=Monotone, adaptive=Adaptive, cosine=Cosine,
+                 edm=EDMTraining, edm_sampling=EDMSampling, flow=FlowOT, beta=LinearBeta,
+                 polynomial=Polynomial, steps=MonotonePerDim)
 
 def make_schedule(name: str,                 # of an entry of `schedules`
                   gamma_min: float = -13.3,  # gamma(0), or where it starts
                   gamma_max: float = 5.,     # gamma(1), or where it starts
                   learn_ends: bool = False,  # are the ends learned?
                   shift: float = 0.,         # of the cosine schedule, nats
-                  event_shape: tuple[int, ...] = (), # shape of one example, for a schedule per dimension
-                  # w -> (B, numbers, *event), for a schedule per dimension
-                  network: nn.Module | None = None
+                  event_shape: tuple[int, ...] = (), # of one example; read by classes per dimension
+                  network: nn.Module | None = None   # w -> (B, numbers, *event); read by the same
                  ) -> Schedule:
-    """Schedule by name between two ends. Raises ValueError for an unknown name, ends out of order or
-    out of range, and learn_ends=True for a class whose ends are fixed."""
+    """Schedule by name between two ends. Raises ValueError for an unknown name, ends out of order
+    or out of range, and learn_ends=True for a class whose ends are fixed."""
     family = choose('schedule', name, schedules)
     if learn_ends and not family.learns_ends:
         learning = [k for k, v in schedules.items() if v.learns_ends]

@@ -115,8 +115,8 @@ def fashion(monkeypatch):
     rng = np.random.default_rng(0)
     arrays = [rng.integers(0, 256, (7, 28, 28)), rng.integers(0, 10, 7), rng.integers(0, 256, (3, 28, 28)),
               rng.integers(0, 10, 3)]
-    files = {f: idx(a) for f, a in zip(data.fashion_files, arrays)}
-    monkeypatch.setattr(data, 'fashion_crc', zlib.crc32(b''.join(files.values())))
+    files = {f: idx(a) for f, a in zip(data._fashion_files, arrays)}
+    monkeypatch.setattr(data, '_fashion_crc', zlib.crc32(b''.join(files.values())))
     return files, arrays
 
 def write(folder, files, packed=True):
@@ -146,16 +146,16 @@ def test_fashion_mnist(tmp_path, home, monkeypatch, fashion, where, packed):
 def test_fashion_mnist_refuses_other_files(tmp_path, fashion, monkeypatch):
     files, _ = fashion
     write(tmp_path, files)
-    name = data.fashion_files[2] + '.gz'
+    name = data._fashion_files[2] + '.gz'
     whole = (tmp_path/name).read_bytes()
     (tmp_path/name).write_bytes(whole[:len(whole) // 2])
     assert (name in (m := message(ValueError, load, 'fashion_mnist', path=tmp_path)) and 'fetch it again' in m
             and '\n' not in m)
-    (tmp_path/name).write_bytes(gzip.compress(files[data.fashion_files[2]][:-1] + b'x'))
+    (tmp_path/name).write_bytes(gzip.compress(files[data._fashion_files[2]][:-1] + b'x'))
     assert 'MNIST has the same file names' in (m := message(ValueError, load, 'fashion_mnist',
                                                             path=tmp_path)) and '\n' not in m
     (tmp_path/name).unlink()
-    assert data.fashion_files[2] in message(FileNotFoundError, load, 'fashion_mnist', path=tmp_path)
+    assert data._fashion_files[2] in message(FileNotFoundError, load, 'fashion_mnist', path=tmp_path)
 
 @pytest.mark.skipif(available()['fashion_mnist'] is None, reason='Fashion-MNIST is not on this machine')
 def test_real_fashion_mnist():
@@ -218,7 +218,7 @@ def imagenet(folder, side, per_batch=2, val=3, split=True):
     return [np.concatenate(a) for a in zip(*all_[:10])], all_[10]
 
 @pytest.fixture
-def few(monkeypatch): monkeypatch.setattr(data, 'imagenet_counts', dict(train=20, test=3))
+def few(monkeypatch): monkeypatch.setattr(data, '_imagenet_counts', dict(train=20, test=3))
 
 @pytest.mark.parametrize('side', [32, 64])
 @pytest.mark.parametrize('split', [True, False])
@@ -246,7 +246,7 @@ def test_imagenet_is_converted_once(tmp_path, few, monkeypatch):
     monkeypatch.setattr(data, '_save_npy', lambda *a: pytest.fail('converted again'))
     first = load('imagenet32', path=tmp_path)
     assert {f: f.stat().st_mtime_ns for f in tmp_path.glob('*.npy')} == stamps
-    monkeypatch.undo(); monkeypatch.setattr(data, 'imagenet_counts', dict(train=20, test=3))
+    monkeypatch.undo(); monkeypatch.setattr(data, '_imagenet_counts', dict(train=20, test=3))
     val = tmp_path/'Imagenet32_val_npz/val_data.npz'
     np.savez(val, data=255 - first.test.x.flatten(1).numpy(), labels=[1, 2, 3])
     os.utime(val, (later := val.stat().st_mtime + 10, later))
@@ -273,7 +273,7 @@ def test_imagenet_refuses_other_releases(tmp_path, monkeypatch):
                         labels=np.ones(49_999, int))
     m = message(ValueError, load, 'imagenet32', path=tmp_path/'old')
     assert '49,999' in m and 'older release' in m and 'do not compare' in m and '\n' not in m
-    monkeypatch.setattr(data, 'imagenet_counts', dict(train=20, test=3))
+    monkeypatch.setattr(data, '_imagenet_counts', dict(train=20, test=3))
     imagenet(tmp_path/'big', 64, split=False)
     assert ('12288' in (m := message(ValueError, load, 'imagenet32', path=tmp_path/'big')) and '32x32' in m
             and '\n' not in m)
@@ -381,7 +381,7 @@ def test_folder_too_small(tmp_path):
 # Toys and batches
 
 def test_toys():
-    for name in data.toys:
+    for name in data._toys:
         d, again = load(name), load(name)
         assert torch.equal(d.train.x, again.train.x) and not torch.equal(d.train.x, d.test.x)
         assert (d.train.x.dtype == torch.float32 and d.vocab is None and d.event_shape == (2,)
