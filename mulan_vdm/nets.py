@@ -240,7 +240,8 @@ def _through(stage: nn.ModuleList, h: Tensor, c: Tensor) -> Tensor:
     return h
 
 # %% ../nbs/11_nets.ipynb #b66f0b08
-def _inward(kit: _Kit, n: int, # channels of the first convolution
+def _inward(kit: _Kit,
+            n: int,            # channels of the first convolution
             widths: list[int], # of the levels
             blocks: int        # a level
            ) -> Iterator[tuple[nn.ModuleList, int]]: # stage, channels of its answer
@@ -251,7 +252,8 @@ def _inward(kit: _Kit, n: int, # channels of the first convolution
             n = width
         if level + 1 < len(widths): yield nn.ModuleList([kit.block(n, n, nn.AvgPool2d(2))]), n
 
-def _outward(kit: _Kit, widths: list[int], # of the levels
+def _outward(kit: _Kit,
+             widths: list[int], # of the levels
              blocks: int,       # a level, going in
              skips: list[int]   # channels of what was given going in, used up
             ) -> Iterator[nn.ModuleList]: # stages

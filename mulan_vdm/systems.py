@@ -273,10 +273,11 @@ def preset(name: str,                # of an entry of `presets`
 def translated(config: dict # with `system` and `model`
               ) -> dict:
     "A configuration that version 0.1.0 stored in today's words; any other as it is."
-    if 'fourier_min' not in config['model']: return config
     model = dict(config['model'])
+    if not {'fourier_min', 'fourier_max', 'drop'} & model.keys(): return config
     training = dict(config.get('fit', {}))
-    first, last = model.pop('fourier_min'), model.pop('fourier_max')
+    low, high = (1., 0.) if config['system'] == 'vdmpp' else (7., 8.)
+    first, last = model.pop('fourier_min', low), model.pop('fourier_max', high)
     model['fourier'] = [first + i for i in range(math.floor(last - first) + 1)]
     if 'drop' in model: training['drop'] = model.pop('drop')
     named = config['system'], model.get('schedule')

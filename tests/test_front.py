@@ -18,7 +18,8 @@ def test_a_name_is_what_its_module_holds(name):
     assert f'`{name}`' in mulan_vdm.__doc__ and name in dir(mulan_vdm)
 
 def test_type_checkers_see_the_same_names():
-    lazy = next(node for node in ast.parse(Path(mulan_vdm.__file__).read_text()).body if isinstance(node, ast.If))
+    tree = ast.parse(Path(mulan_vdm.__file__).read_text())
+    lazy = next(node for node in tree.body if isinstance(node, ast.If))
     seen = {alias.name: node.module for node in lazy.body for alias in node.names}
     assert seen == mulan_vdm._home
     assert sorted(seen) == sorted(mulan_vdm.__all__)
@@ -43,11 +44,13 @@ def test_a_name_imports_no_more_than_it_needs():
 def test_python_m_is_the_command():
     words = '-c', 'import sys; from mulan_vdm.cli import main; sys.exit(main(sys.argv[1:]))'
     assert python('-m', 'mulan_vdm', '--help') == python(*words, '--help')
-    assert re.search('train.*evaluate.*sample', python('-m', 'mulan_vdm', '--help'))
+    assert re.search('train.*evaluate.*sample', python('-m', 'mulan_vdm', '--help'), re.S)
 
 def test_the_mark_for_type_checkers_is_installed(tmp_path):
     for name in ('setup.py', 'settings.ini', 'README.md', 'mulan_vdm'):
         copy = shutil.copytree if (root / name).is_dir() else shutil.copy
         copy(root / name, tmp_path / name)
-    subprocess.run([sys.executable, 'setup.py', '--quiet', 'build_py', '-d', 'built'], cwd=tmp_path, check=True)
-    assert {'py.typed', '__main__.py', 'systems.py'} <= {p.name for p in (tmp_path / 'built/mulan_vdm').iterdir()}
+    command = [sys.executable, 'setup.py', '--quiet', 'build_py', '-d', 'built']
+    subprocess.run(command, cwd=tmp_path, check=True)
+    built = {p.name for p in (tmp_path / 'built/mulan_vdm').iterdir()}
+    assert {'py.typed', '__main__.py', 'systems.py'} <= built

@@ -19,7 +19,7 @@ from mulan_vdm.processes import Rows
 from mulan_vdm.training import fit
 
 digits = load('digits')
-small = dict(channels=8, blocks=1, fourier_min=3., fourier_max=4., dropout=0., m=6, k=2, hidden=8,
+small = dict(channels=8, blocks=1, fourier=(3., 4.), dropout=0., m=6, k=2, hidden=8,
              encoder_channels=8)
 
 
@@ -107,7 +107,7 @@ def test_a_latent_of_another_width_is_refused_by_name():
 def test_a_step_of_mulan_costs_at_most_1_3_of_vdm():
     """Median of interleaved steps of the digits presets' networks; the best of three tries, since other
     programs share the machine."""
-    options = dict(channels=32, blocks=2, fourier_min=3., fourier_max=4., dropout=0.)
+    options = dict(channels=32, blocks=2, fourier=(3., 4.), dropout=0.)
     models = [vdm((1, 8, 8), 17, **options), mulan((1, 8, 8), 17, m=16, k=5, **options)]
     x, ratios = digits.train.x[:128], []
     for _ in range(3):

@@ -262,7 +262,7 @@ numbers = st.sampled_from(['0', '-1', '1', '2', '3', '4', '8', '12', '1e3', '0.5
                            'many', '1.5', '9' * 30])
 names = st.sampled_from(['digits', 'cifar10', 'folder', 'two_moons', 'mnist', 'linear', 'adaptive', 'v',
                          'khot', 'none', 'elbo', 'ode', 'heun', 'rho', '../x', '--', 'é', 'a b'])
-train_flags = st.sampled_from(['--channels', '--blocks', '--fourier_min', '--dropout', '--attention',
+train_flags = st.sampled_from(['--channels', '--blocks', '--fourier', '--dropout', '--attention',
                                '--no-attention', '--gamma_min', '--gamma_max', '--schedule', '--variance',
                                '--prediction', '--data', '--bits', '--size', '--path', '--lr', '--T',
                                '--beta', '--seed', '--precision', '--accumulate', '--previous', '--resume',
@@ -283,7 +283,7 @@ def place(tmp_path_factory):
                           load('two_moons'), 2, 8, out='foreign',
                           config=dict(system='vdm', data=dict(name='two_moons'),
                                       model=dict(event_shape=[2], vocab=None, channels=8, blocks=1,
-                                                 fourier_max=0.), fit={}), progress=False):
+                                                 fourier=[]), fit={}), progress=False):
         pass
     yield here
     patch.undo()
