@@ -69,7 +69,8 @@ def _digits(place: None, size: int | None, bits: int | None):
     order = order[np.argsort(y[order], kind='stable')]
     test = torch.zeros(len(y), dtype=torch.bool)
     test[order[::5].copy()] = True
-    release = 'scikit-learn digits (1797 images of UCI optdigits test set), split 1437/360 with seed 0'
+    release = ('scikit-learn digits (1797 images of UCI optdigits test set), '
+               'split 1437/360 with seed 0')
     x = shrink(x, size, bits)
     y = torch.tensor(y)
     return release, Split(x[~test], y[~test]), Split(x[test], y[test])
