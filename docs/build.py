@@ -46,10 +46,9 @@ heading = re.compile(r'^(#{1,6})[ ]+(.+?)[ ]*$', re.M)
 def patched(node):
     "(class, is it a property?) of a function that `patch` adds to a class, else None."
     for d in getattr(node, 'decorator_list', ()):
-        call = d if isinstance(d, ast.Call) else None
-        if getattr(call.func if call else d, 'id', '') == 'patch':
-            return ast.unparse(node.args.args[0].annotation), any(k.arg == 'as_prop' for k in call.keywords
-                                                                  if call)
+        keywords = d.keywords if isinstance(d, ast.Call) else []
+        if ast.unparse(d).split('(')[0] == 'patch':
+            return ast.unparse(node.args.args[0].annotation), any(k.arg == 'as_prop' for k in keywords)
     return None
 
 def names_of(node):
