@@ -4,7 +4,7 @@ _docs/. No notebook is run.
 `_quarto.yml` is the table of contents. Equation labels, links and names of the public API are resolved here
 or by Sphinx; one that leads nowhere ends the build.
 """
-import ast, importlib, json, re, shutil, sys
+import ast, importlib, inspect, json, re, shutil, sys
 from collections import Counter
 from pathlib import Path
 from posixpath import relpath
@@ -43,11 +43,25 @@ equation = r'^\$\$(?P<tex>.+?)\$\$[ ]*(?:\{\#(?P<label>eq-[\w-]+)\})?[ ]*$'
 labelled = re.compile(equation, re.M | re.S)
 heading = re.compile(r'^(#{1,6})[ ]+(.+?)[ ]*$', re.M)
 
+def patched(node):
+    "(class, is it a property?) of a function that `patch` adds to a class, else None."
+    for d in getattr(node, 'decorator_list', ()):
+        keywords = d.keywords if isinstance(d, ast.Call) else []
+        if ast.unparse(d).split('(')[0] == 'patch':
+            return ast.unparse(node.args.args[0].annotation), any(k.arg == 'as_prop' for k in keywords)
+    return None
+
+def names_of(node):
+    "The names that a statement defines."
+    if hasattr(node, 'name'): return [node.name]
+    targets = getattr(node, 'targets', None) or [getattr(node, 'target', None)]
+    return [t.id for t in targets if isinstance(t, ast.Name)]
+
 class Page:
-    """A notebook: its cells as (kind, text, directives, cell), its title, its labels, and the section and
-    cell that define each name."""
+    """A notebook: its cells as (kind, text, directives, cell), its title, its labels, the section and
+    cell that define each name, and the methods that it adds to classes cell by cell."""
     def __init__(self, name):
-        self.name, self.cells, self.defined, section = name, [], {}, ''
+        self.name, self.cells, self.defined, self.added, section = name, [], {}, [], ''
         path = root/'nbs'/f'{name}.ipynb'
         if not path.exists(): sys.exit(f'_quarto.yml lists {name}.ipynb, which is not in nbs/')
         for i, cell in enumerate(json.loads(path.read_text(encoding='utf-8'))['cells']):
@@ -60,9 +74,9 @@ class Page:
                 section = ([t for _, t in heading.findall(code.source)] or [section])[-1]
             if 'export' not in flags: continue
             for node in ast.parse(code.source).body:
-                names = [node.name] if hasattr(node, 'name') else [t.id for t in getattr(node, 'targets', ())
-                                                                   if isinstance(t, ast.Name)]
-                self.defined.update({n: (section, cell['id'], node, code.source) for n in names})
+                if patched(node): self.added.append((patched(node)[0], cell['id'], node))
+                else:
+                    self.defined.update({n: (section, cell['id'], node, code.source) for n in names_of(node)})
         self.title = next((t for kind, text, *_ in self.cells if kind == 'markdown'
                            for _, t in heading.findall(text)), name)
         self.module = next((flags['default_exp'][0] for _, _, flags, _ in self.cells
@@ -85,6 +99,14 @@ class Book:
                     .rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts} - set(self.pages)
         problems.extend(f'{name}.ipynb is not listed in _quarto.yml' for name in sorted(unlisted))
         self.public = dict(self.names())
+        self.public.update({f'{module}.{c}.{f.name}': module for module in self.modules
+                            for c in importlib.import_module(f'{config.lib_path.name}.{module}').__all__
+                            for _, _, f in self.added(c)})
+
+    def added(self, c):
+        "(page, cell, syntax tree) of the public methods that notebooks add to the class `c` cell by cell."
+        return [(page, cell, f) for page in self.pages.values() for name, cell, f in page.added
+                if name == c and not f.name.startswith('_')]
 
     def names(self):
         """(full name, module) of what the API pages describe: nbdev's index without private
@@ -249,20 +271,35 @@ def in_code(text): return f"`{cell_text(text)}`" if text else ''
 def signature(f, method=False):
     "(arguments as written, type of the result) of the syntax tree `f` of a function."
     arguments = ast.unparse(f.args)
-    if method: arguments = re.sub(r'^(self|cls)(, /)?(, |$)', '', arguments)
+    if method: arguments = re.sub(r'^(self|cls)(: \w+)?(, /)?(, |$)', '', arguments)
     return f'({arguments})' + (f' -> {ast.unparse(f.returns)}' if f.returns else '')
 
-def table(f, described, say):
-    "The docments table of the syntax tree `f` of a function: one row per argument, one for the result."
+def handed_on(f, obj):
+    "Arguments of a function that its syntax tree `f` does not name: it hands them on to another."
+    if not (f.args.kwarg and callable(obj)): return []
+    own = {p.arg for p in f.args.posonlyargs + f.args.args + f.args.kwonlyargs}
+    return [p for p in inspect.signature(obj).parameters.values()
+            if p.name not in own and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+
+def type_of(p):
+    "The type of a parameter as written, or nothing."
+    return '' if p.annotation is p.empty else inspect.formatannotation(p.annotation)
+
+def table(f, obj, described, say):
+    """The docments table of the syntax tree `f` of a function: one row per argument, those it hands on
+    included, one for the result."""
     a, rows = f.args, []
     positional = a.posonlyargs + a.args
     defaults = (dict(zip([p.arg for p in positional[::-1]], a.defaults[::-1]))
                 | {p.arg: d for p, d in zip(a.kwonlyargs, a.kw_defaults) if d})
-    stars = [(s, p) for s, p in (('*', a.vararg), ('**', a.kwarg)) if p]
+    more = handed_on(f, obj)
+    stars = [(s, p) for s, p in (('*', a.vararg), ('**', None if more else a.kwarg)) if p]
     for star, p in [('', p) for p in positional + a.kwonlyargs if p.arg not in ('self', 'cls')] + stars:
         d, meaning = defaults.get(p.arg), described.get(p.arg)
         rows.append((in_code(star + p.arg), in_code(p.annotation and ast.unparse(p.annotation)),
                      in_code(d and ast.unparse(d)), say(cell_text(meaning))))
+    rows += [(in_code(p.name), in_code(type_of(p)), in_code('' if p.default is p.empty else repr(p.default)),
+              say(cell_text(described.get(p.name)))) for p in more]
     if f.returns or described.get('return'):
         rows.append(('*returns*', in_code(f.returns and ast.unparse(f.returns)), '',
                      say(cell_text(described.get('return')))))
@@ -287,19 +324,21 @@ def describe(f, name, obj, say, colons, kind, *more):
     "A function or method: signature, docstring, table."
     described = {k: v for k, v in docments(obj).items() if v} if obj else {}
     return directive(colons, kind, name + signature(f, kind != 'function'), say(ast.get_docstring(f) or ''),
-                     table(f, described, say), *more)
+                     table(f, obj, described, say), *more)
 
-def method(f, c, obj, say):
+def method(f, c, obj, say, *more):
     "A method of the class `c`."
     marks = {getattr(d, 'id', '') for d in f.decorator_list}
-    if 'property' in marks:
-        return directive('::::', 'property', f'{c}.{f.name}', say(ast.get_docstring(f) or ''))
+    if 'property' in marks or (patched(f) or ('', False))[1]:
+        return directive('::::', 'property', f'{c}.{f.name}', say(ast.get_docstring(f) or ''), *more)
     kind = ('classmethod' if 'classmethod' in marks
             else 'staticmethod' if 'staticmethod' in marks else 'method')
-    return describe(f, f'{c}.{f.name}', getattr(obj, f.name, None), say, '::::', kind)
+    return describe(f, f'{c}.{f.name}', getattr(obj, f.name, None), say, '::::', kind, *more)
 
-def klass(c, obj, say, text, more):
-    "A class: signature, docstring, fields or arguments, public methods."
+def source_of(page, cell): return f'{{ref}}`source <{anchor(page.name, cell)}>`'
+
+def klass(c, obj, say, text, more, added):
+    "A class: signature, docstring, fields or arguments, public methods, those of its own cell first."
     init = next((n for n in c.body if isinstance(n, ast.FunctionDef) and n.name == '__init__'), None)
     bases = [ast.unparse(b) for b in c.bases]
     public = [n for n in c.body if isinstance(n, ast.FunctionDef)
@@ -307,8 +346,10 @@ def klass(c, obj, say, text, more):
     described = {k: v for k, v in docments(obj.__init__).items() if v} if init else {}
     return directive(':::::', 'class', c.name + (signature(init, True) if init else ''),
             f"Bases: {', '.join(map(in_code, bases))}" if bases else '', say(ast.get_docstring(c) or ''),
-            say(ast.get_docstring(init) or '') if init else '', table(init, described, say) if init else '',
-            fields(c, text), more, *(method(f, c.name, obj, say) for f in public))
+            say(ast.get_docstring(init) or '') if init else '',
+            table(init, obj.__init__, described, say) if init else '',
+            fields(c, text), more, *(method(f, c.name, obj, say) for f in public),
+            *(method(f, c.name, obj, say, source_of(page, cell)) for page, cell, f in added))
 
 def constant(node, text, name, more):
     "A constant: its value as written, if short."
@@ -325,11 +366,11 @@ def api(page, book):
                        key=lambda n: list(page.defined).index(n)):
         section, cell, node, text = page.defined[name]
         if section != last: parts.append(f'## {section}'); last = section
-        more = f'{{ref}}`source <{anchor(page.name, cell)}>`'
+        more = source_of(page, cell)
         obj = getattr(module, name)
         if isinstance(node, ast.FunctionDef):
             parts.append(describe(node, name, obj, say, ':::::', 'function', more))
-        elif isinstance(node, ast.ClassDef): parts.append(klass(node, obj, say, text, more))
+        elif isinstance(node, ast.ClassDef): parts.append(klass(node, obj, say, text, more, book.added(name)))
         else: parts.append(constant(node, text, name, more))
     problems.extend(f'{lib}.{n} is exported, but no cell of {page.name} defines it'
                     for n in module.__all__ if n not in page.defined)

@@ -222,7 +222,7 @@ def picture(tab, stem):
 
 @pytest.mark.parametrize('words, page', [('posterior', '00_noise.html'),
                                          ('low_discrepancy_times', 'reference/api/diffusion.html'),
-                                         ('Hutchinson', '17_likelihood.html')])
+                                         ('Hutchinson', '09_flow.html')])
 def test_search_finds(words, page, tab, address):
     tab.goto(f'{address}search.html?q={words}')
     tab.wait_for_selector(f'#search-results a[href*="{page}"]', timeout=15000)
