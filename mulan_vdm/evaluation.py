@@ -84,7 +84,9 @@ def _child(generator: torch.Generator) -> torch.Generator:
     seed = torch.randint(2**62, (), generator=generator, device=generator.device)
     return torch.Generator(generator.device).manual_seed(int(seed))
 
-def _numbers(n: int, draws: int, sets: int, # images, times in a set, sets
+def _numbers(n: int, # images
+             draws: int, # times in a set
+             sets: int,
              generator: torch.Generator, dtype: torch.dtype
             ) -> tuple[Tensor, list[torch.Generator]]:
     "Times (sets * draws, n), and what draws the noise at each."
@@ -92,9 +94,12 @@ def _numbers(n: int, draws: int, sets: int, # images, times in a set, sets
     return times, [_child(generator) for _ in times]
 
 # %% ../nbs/16_evaluation.ipynb #6292faf3
-def _costs(model: Diffusion, x: Tensor, T: int | None, # images (B, *event), number of steps
-           times: Tensor, noises: list[torch.Generator], # (K, B), what draws the noise at each time
-           sets: int = 1,                              # of times
+def _costs(model: Diffusion,
+           x: Tensor, # images (B, *event)
+           T: int | None, # number of steps
+           times: Tensor, # (K, B)
+           noises: list[torch.Generator], # what draws the noise at each time
+           sets: int = 1, # of times
            # what draws one latent for all times; by default each of the noises draws its own
            draws_w: torch.Generator | None = None
           ) -> Tensor: # (sets, 4, B)
@@ -105,8 +110,9 @@ def _costs(model: Diffusion, x: Tensor, T: int | None, # images (B, *event), num
     nats = torch.stack([torch.stack(four) for four in terms]).cpu().double()
     return nats.unflatten(0, (sets, -1)).mean(1)
 
-def _in_order(model: Diffusion, jobs: list[Callable[[], Tensor]], # batch by batch
-              per: int,                                           # jobs of a batch
+def _in_order(model: Diffusion,
+              jobs: list[Callable[[], Tensor]], # batch by batch
+              per: int, # jobs of a batch
               progress: bool) -> Tensor: # (per, ..., N)
     "What the jobs find of all images, in their order, by a model in evaluation mode."
     with evaluating(model): found = share_out(jobs, title='evaluating' * progress)

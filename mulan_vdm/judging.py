@@ -88,7 +88,8 @@ class _Features(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor: return features
 
-def frechet(real: Tensor, drawn: Tensor # features (N, d), (M, d)
+def frechet(real: Tensor, # features (N, d)
+            drawn: Tensor # features (M, d)
            ) -> Tensor:
     "Fréchet distance of two sets of features, @eq-fid."
     from torchmetrics.image.fid import FrechetInceptionDistance
@@ -99,7 +100,8 @@ def frechet(real: Tensor, drawn: Tensor # features (N, d), (M, d)
     return fid.compute().double()
 
 # %% ../nbs/18_judging.ipynb #f903ea8c
-def kernel(real: Tensor, drawn: Tensor # features (N, d), (M, d)
+def kernel(real: Tensor, # features (N, d)
+           drawn: Tensor # features (M, d)
           ) -> Tensor:
     "Unbiased kernel distance of two sets of features, @eq-kid."
     gram = lambda a, b: (a.double() @ b.double().T / a.shape[1] + 1)**3
@@ -108,7 +110,8 @@ def kernel(real: Tensor, drawn: Tensor # features (N, d), (M, d)
 
 # %% ../nbs/18_judging.ipynb #92278f56
 def jackknife(score: Callable[[Tensor, Tensor], Tensor], # of two sets
-              real: Tensor, drawn: Tensor, # features (N, d), (M, d)
+              real: Tensor, # features (N, d)
+              drawn: Tensor, # features (M, d)
               groups: int = 10 # parts of each set
              ) -> tuple[float, float]: # score, standard error
     """A score of two sets and its error from leaving out a tenth of either, @eq-jackknife. Raises

@@ -92,9 +92,10 @@ def principal(x: Tensor, # (N, D)
     return Axes(center, v[:d] * largest.sign(), spread[:d] / math.sqrt(len(x) - 1))
 
 # %% ../nbs/19_probing.ipynb #97e7a263
-def information(mean: Tensor, std: Tensor, # of q(w|x), Gaussian, for each image (N, d)
-                seed: int = 0              # of the draw
-               ) -> tuple[float, float]:   # nats, standard error over images
+def information(mean: Tensor, # of q(w|x), Gaussian, for each image (N, d)
+                std: Tensor, # like mean
+                seed: int = 0 # of the draw
+               ) -> tuple[float, float]: # nats, standard error over images
     "Mutual information of image and latent from below, at most log N; @eq-information-below."
     mean, std = mean.double(), std.double()
     generator = torch.Generator().manual_seed(seed)
@@ -108,7 +109,8 @@ def information(mean: Tensor, std: Tensor, # of q(w|x), Gaussian, for each image
     own = -0.5 * ((w - mean) / std).square().sum(1) - volume
     return mean_se(own - mixture)
 
-def latent_report(mean: Tensor, std: Tensor # of q(w|x), Gaussian, for each image (N, d)
+def latent_report(mean: Tensor, # of q(w|x), Gaussian, for each image (N, d)
+                  std: Tensor # like mean
                  ) -> dict: # JSON-ready
     "KL in all and per number, information from below as [nats, se], and active numbers; nats."
     kl = gaussian_kl(mean.double(), 2 * std.double().log())

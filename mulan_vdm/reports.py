@@ -69,7 +69,8 @@ def _several(model: Diffusion, data: Data, samples: int, **how) -> dict: # JSON-
     report = {name: list(mean_se(v, data.strata)) for name, v in figures.items()}
     return dict(report, samples=samples, draws_per_sample=found.draws)
 
-def _bound(model: Diffusion, data: Data, report: dict, # filled
+def _bound(model: Diffusion, data: Data,
+           report: dict, # filled
            draws: int | None, samples: int, T: int | None, even: bool,
            **how) -> tuple[Evaluation, str]: # batch_size, seed, progress; what was found, in words
     "The variational bound: every image once, its own times and noise."
@@ -84,7 +85,8 @@ def _bound(model: Diffusion, data: Data, report: dict, # filled
     return found, f'{found.draws} draws each, {steps}\n{found.table()}{extra}'
 
 # %% ../nbs/21_reports.ipynb #017bce2e
-def _flow(model: Diffusion, data: Data, report: dict, # filled
+def _flow(model: Diffusion, data: Data,
+          report: dict, # filled
           draws: int | None, n: int | None, seed: int,
           options: dict, # tolerance, trace, dequantization
           **how) -> tuple[Evaluation, str]: # batch_size, progress; what was found, in words
@@ -167,8 +169,11 @@ def _read_latents(path: str | Path) -> Tensor: # means (N, d)
                          "write it by mulan-vdm encode") from None
 
 # %% ../nbs/21_reports.ipynb #0d464138
-def _score(run: Run, data: Data, x: Tensor, y: Tensor | None, # samples and their labels
-           how: dict, progress: bool # how they were drawn
+def _score(run: Run, data: Data,
+           x: Tensor, # samples
+           y: Tensor | None, # their labels
+           how: dict, # how they were drawn
+           progress: bool
           ) -> tuple[dict, str]: # report, what it says
     "Scores of samples, by a classifier trained here; writes report_samples.json."
     scores = sample_scores(train_judge(data, progress=progress), data, x, y)
@@ -236,7 +241,8 @@ def sample_run(run: str | Path, # run folder
     return found
 
 # %% ../nbs/21_reports.ipynb #308e45ca
-def _moments(model: Diffusion, x: Tensor, # integers (N, *event)
+def _moments(model: Diffusion,
+             x: Tensor, # integers (N, *event)
              batch_size: int = 500) -> Tensor: # (N, 2, d)
     "Mean and standard deviation of q(w|x)."
     return in_batches(lambda x: torch.stack(model.encode(x.to(device())), 1), x, batch_size)
