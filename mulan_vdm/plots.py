@@ -87,7 +87,7 @@ def _row_height(x: Tensor) -> float: # images (N, C, H, W) or points (N, D)
     "Inches of a row of images that fill eight inches, at most one high, and its name."
     if x.ndim == 2: return 2.5
     n, _, h, w = x.shape
-    return 0.27 + min(1., 7.9 * (h + 2) / (n * (w + 1) + 1))
+    return 0.21 + min(1., 7.9 * (h + 2) / (n * (w + 1) + 1))
 
 def plot_rows(rows: dict[str, tuple[Tensor, int | None]] # name: images or points, levels
              ) -> Figure:
@@ -97,7 +97,7 @@ def plot_rows(rows: dict[str, tuple[Tensor, int | None]] # name: images or point
     axes = figure.subplots(len(rows), squeeze=False, height_ratios=heights)
     for ax, (name, (x, vocab)) in zip(axes.flat, rows.items()):
         _show(ax, x, vocab, len(x))
-        ax.set_title(name, fontsize=8, loc='left')
+        ax.set_title(name, fontsize=8, loc='left', pad=2)
     return figure
 
 # %% ../nbs/20_plots.ipynb #43b4be7a
