@@ -91,8 +91,7 @@ class Diffusion(nn.Module):
         self.weighting = weighting
         self.variance = variance
         self.clock = clock
-        # its dtype and device are the model's
-        self.register_buffer('reference', torch.empty(0), persistent=False)
+        self.register_buffer('reference', torch.empty(0), persistent=False) # its dtype and device
 
 # %% ../nbs/07_diffusion.ipynb #23f29a2a
 @patch(as_prop=True)
@@ -182,7 +181,7 @@ def _learn_times(self: Diffusion, t: Tensor, gamma_t: Tensor, rate: Tensor, loss
 # %% ../nbs/07_diffusion.ipynb #855381ae
 @patch
 def check(self: Diffusion, x: Tensor) -> None:
-    "Raises ValueError unless x is (B, *event) with B > 0, and what the codec raises for its values."
+    "Raises ValueError unless x is (B, *event) with B > 0, and what the codec raises."
     if x.shape[1:] != self.event_shape:
         expected = ', '.join(map(str, self.event_shape))
         raise ValueError(f"x has shape {tuple(x.shape)}, "

@@ -82,8 +82,7 @@ class _EncodedLatent(Latent):
         self.encoder = encoder
         self.size = size
         self.width = self.parameters_of(size)
-        # its dtype and device are the latent's
-        self.register_buffer('reference', torch.empty(0), persistent=False)
+        self.register_buffer('reference', torch.empty(0), persistent=False) # its dtype and device
 
     def encode(self, x: Tensor) -> Tensor: # parameters of q(w|x), (B, width)
         "The encoder's answer in the latent's precision. Raises ValueError for another width."
