@@ -99,8 +99,7 @@ def log_prob(self: Codec,
 
 # %% ../nbs/06_codec.ipynb #9832904b
 class RealCodec:
-    """Identity code for real-valued data, with the Gaussian decoder N(z_0 / alpha_0, exp(gamma_0));
-    densities, not probabilities."""
+    "Real-valued data as they are; decoder N(z_0 / alpha_0, exp(gamma_0)), a density."
     vocab = None
 
     def encode(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -289,7 +289,7 @@ def _in_test(name: str) -> bool:
 
 # %% ../nbs/12_data.ipynb #b7342704
 def _read_image(file: Path, size: int | None) -> Tensor:
-    "The image in `file`, uint8 (3, H, W), upright, on white; cropped and averaged to `size` if given."
+    "The image, uint8 (3, H, W), upright, on white; cropped and averaged to `size` if given."
     from PIL import Image, ImageOps
     try:
         with Image.open(file) as im:
@@ -421,12 +421,11 @@ def _checked(name: str, bits: int | None, size: int | None, path: str | Path | N
     return source
 
 # %% ../nbs/12_data.ipynb #d658f332
-def load(
-    name: str,                # 'digits', 'fashion_mnist', ...: an entry of `sources`
-    bits: int | None = None,  # keep the n most significant bits of a byte: vocab 2**bits
-    size: int | None = None,  # resize to size x size pixels by area average
-    path: str | Path | None = None # its folder, if files are not where `available` finds them
-) -> Data:
+def load(name: str,               # 'digits', 'fashion_mnist', ...: an entry of `sources`
+         bits: int | None = None, # keep the n most significant bits of a byte: vocab 2**bits
+         size: int | None = None, # resize to size x size pixels by area average
+         path: str | Path | None = None # its folder, if files are not where `available` finds them
+        ) -> Data:
     "Images with a named release and a fixed split; raises FileNotFoundError for files not found."
     source = _checked(name, bits, size, path)
     place = _find(source.find, path)

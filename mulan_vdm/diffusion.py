@@ -34,8 +34,7 @@ def low_discrepancy_times(n: int, # how many
 
 # %% ../nbs/07_diffusion.ipynb #9f25e681
 class Terms(NamedTuple):
-    """Terms of the bound, nats per example (B,), and the weighted diffusion loss that
-    training may use instead."""
+    "Terms of the bound, and the weighted diffusion loss for training; nats per example (B,)."
     reconstruction: Tensor # -log p(x|z_0)
     prior: Tensor          # KL(q(z_1|x) || p(z_1))
     diffusion: Tensor      # with weight one
@@ -106,11 +105,8 @@ def unsqueeze(self: Diffusion, t: Tensor) -> Tensor: # (B, 1, ..., 1)
 
 # %% ../nbs/07_diffusion.ipynb #1722b9e9
 @patch
-def gamma(self: Diffusion,
-          t: Tensor,              # times in [0, 1], (B,)
-          w: Tensor | None = None # latents of the images
-         ) -> Tensor:             # broadcastable to x
-    "gamma at times t; raises ValueError for times outside [0, 1]."
+def gamma(self: Diffusion, t: Tensor, w: Tensor | None = None) -> Tensor: # broadcastable to x
+    "gamma at times t (B,) for latents w; raises ValueError for times outside [0, 1]."
     if not ((t >= 0) & (t <= 1)).all():
         raise ValueError(f"t has values in {t.min():g}..{t.max():g}, outside [0, 1]: "
                          "0 is data, 1 is noise")
@@ -129,10 +125,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 # %% ../nbs/07_diffusion.ipynb #c218dff3
 @patch
 def denoise_at(self: Diffusion,
-               z_t: Tensor,             # noisy data (B, *event)
-               gamma: Tensor,           # noise level, broadcastable to z_t
-               w: Tensor | None = None, # latents of the images
-               y: Tensor | None = None  # class labels (B,)
+               z_t: Tensor,   # noisy data (B, *event)
+               gamma: Tensor, # noise level, broadcastable to z_t
+               w: Tensor | None = None, y: Tensor | None = None
               ) -> tuple[Tensor, Tensor]: # x_hat, eps_hat
     "Estimates of data and noise at a noise level."
     answer = self.net(z_t, gamma, w=w, y=y)
@@ -249,8 +244,7 @@ def _batch_mean(v: Tensor) -> Tensor:
 
 # %% ../nbs/07_diffusion.ipynb #1fbc82ff
 class _Interior:
-    """gamma and slope whose gradient reaches the ends of a schedule as it is and its interior
-    times a factor; VDM++ section 3.2."""
+    "gamma and slope whose gradient into the interior is multiplied; VDM++ section 3.2."
     def __init__(self, schedule: Schedule, t: Tensor, w: Tensor | None):
         interior = schedule.interior()
         others = {name: p for name, p in schedule.named_parameters() if name not in interior}
