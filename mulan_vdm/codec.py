@@ -39,34 +39,30 @@ class Codec:
 
 # %% ../nbs/06_codec.ipynb #aac692c1
 @patch
-def check(self: Codec,
-          k: Tensor # pixels
-         ) -> None:
-    "Raises TypeError unless k is integer, ValueError unless it lies in the vocabulary."
+def check(self: Codec, k: Tensor) -> None:
+    "Raises TypeError unless pixels k are integer, ValueError unless they lie in the vocabulary."
     if k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
         raise TypeError(f"x has dtype {k.dtype}: "
                         f"pass integer pixels in 0..{self.vocab - 1}, not coded ones")
     if not k.numel(): return
-    low, high = int(k.min()), int(k.max()) # as Python integers: a byte compared with 256 wraps around
+    # as Python integers: a byte compared with 256 wraps around
+    low, high = int(k.min()), int(k.max())
     if low < 0 or high >= self.vocab:
-        raise ValueError(f"x has pixels in {low}..{high}, outside the vocabulary 0..{self.vocab - 1}: "
+        raise ValueError(f"x has pixels in {low}..{high}, "
+                         f"outside the vocabulary 0..{self.vocab - 1}: "
                          f"requantize the data or set vocab={high + 1}")
 
 # %% ../nbs/06_codec.ipynb #25c735f2
 class _LogNormalizer(torch.autograd.Function):
-    "log of the sum over a window of exp(-beta (o^2 - 2 o u)), its gradient accumulated in the same pass."
+    "log of the sum over a window of exp(-beta (o^2 - 2 o u)), its gradient made in the same pass."
     @staticmethod
-    def forward(ctx,
-                u: Tensor,     # rest of the noisy value, in bins, any shape
-                beta: Tensor,  # inverse temperature, like u
-                start: Tensor, # first offset of the window, like u
-                width: int     # number of levels in the window
-               ) -> Tensor:    # like u
+    def forward(ctx, u: Tensor, beta: Tensor, start: Tensor, width: int) -> Tensor: # like u
+        "u: rest of the noisy value in bins; beta; first offset and number of levels of the window."
         total, mean, energy = (torch.zeros_like(u) for _ in range(3))
         chunk = max(1, min(width, 2**20 // max(1, u.numel())))
         for first in range(0, width, chunk):
-            last = min(first + chunk, width)
-            o = start[..., None] + torch.arange(first, last, device=u.device, dtype=u.dtype)
+            offsets = torch.arange(first, min(first + chunk, width), device=u.device, dtype=u.dtype)
+            o = start[..., None] + offsets
             e = o * (o - 2 * u[..., None])
             p = torch.exp(-beta[..., None] * e)
             total += p.sum(-1)
@@ -103,16 +99,8 @@ def log_prob(self: Codec,
 
 # %% ../nbs/06_codec.ipynb #9832904b
 class RealCodec:
-    """Identity code for real-valued data, with the Gaussian decoder N(z_0 / alpha_0, exp(gamma_0));
-    densities, not probabilities."""
+    "Real-valued data as they are; decoder N(z_0 / alpha_0, exp(gamma_0)), a density."
     vocab = None
-
-    def check(self, x: Tensor) -> None:
-        "Raises TypeError unless x is floating point, ValueError unless it is finite."
-        if not x.is_floating_point():
-            raise TypeError(f"x has dtype {x.dtype}: real-valued data must be floating point; "
-                            "use Codec(vocab) for integers")
-        if not x.isfinite().all(): raise ValueError("x has values that are not finite: clean the data first")
 
     def encode(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         "The data themselves, in the model's precision."
@@ -126,6 +114,16 @@ class RealCodec:
         "log N(x; z_0 / alpha_0, exp(gamma_0)), nats per dimension."
         square = (x - z_0 / alpha(gamma_0))**2 * torch.exp(-gamma_0)
         return -0.5 * (square + gamma_0 + math.log(2 * math.pi))
+
+# %% ../nbs/06_codec.ipynb #7afe550e
+@patch
+def check(self: RealCodec, x: Tensor) -> None:
+    "Raises TypeError unless x is floating point, ValueError unless it is finite."
+    if not x.is_floating_point():
+        raise TypeError(f"x has dtype {x.dtype}: real-valued data must be floating point; "
+                        "use Codec(vocab) for integers")
+    if not x.isfinite().all():
+        raise ValueError("x has values that are not finite: clean the data first")
 
 def codec_for(vocab: int | None # number of levels; None for real-valued data
              ) -> Codec | RealCodec:

@@ -59,6 +59,29 @@ class Source(NamedTuple):
 
 sources: dict[str, Source] = {} # by the name given to `load`
 
+# %% ../nbs/12_data.ipynb #f953da21
+def area_resize(x: Tensor,  # uint8 images (..., m, m)
+                size: int   # side s of the result, at most m
+               ) -> Tensor: # uint8 (..., s, s)
+    "Area-average square images to `size` and round to whole levels, @eq-area."
+    m = x.shape[-1]
+    i = torch.arange(size)[:, None] * m
+    k = torch.arange(m) * size
+    A = (torch.minimum(i + m, k + size) - torch.maximum(i, k)).clamp(min=0).double()
+    return ((A @ x.double() @ A.T) / m**2).round().byte()
+
+# %% ../nbs/12_data.ipynb #4e200244
+def keep_bits(x: Tensor,  # uint8 with 256 levels
+              bits: int   # most significant bits to keep, 1 to 8
+             ) -> Tensor: # uint8 with 2**bits levels
+    "The `bits` most significant bits of each byte: x >> (8 - bits)."
+    return x >> (8 - bits)
+
+def shrink(x: Tensor, size: int | None, bits: int | None) -> Tensor: # uint8 images, like x
+    "`area_resize`, then `keep_bits`, unless None; in chunks, for the doubles' memory."
+    if size: x = torch.cat([area_resize(chunk, size) for chunk in x.split(4096)])
+    return keep_bits(x, bits) if bits else x
+
 # %% ../nbs/12_data.ipynb #8f693d63
 def _digits(place: None, size: int | None, bits: int | None):
     "Release, train and test of scikit-learn's digits, @eq-digits."
@@ -77,27 +100,6 @@ def _digits(place: None, size: int | None, bits: int | None):
 
 sources['digits'] = Source(_digits, levels=17, side=8, find='in scikit-learn')
 
-# %% ../nbs/12_data.ipynb #f953da21
-def area_resize(x: Tensor,  # uint8 images (..., m, m)
-                size: int   # side s of the result, at most m
-               ) -> Tensor: # uint8 (..., s, s)
-    "Area-average square images to `size` and round to whole levels, @eq-area."
-    m = x.shape[-1]
-    i, k = torch.arange(size)[:, None] * m, torch.arange(m) * size
-    A = (torch.minimum(i + m, k + size) - torch.maximum(i, k)).clamp(min=0).double()
-    return ((A @ x.double() @ A.T) / m**2).round().byte()
-
-def keep_bits(x: Tensor,  # uint8 with 256 levels
-              bits: int   # most significant bits to keep, 1 to 8
-             ) -> Tensor: # uint8 with 2**bits levels
-    "The `bits` most significant bits of each byte: x >> (8 - bits)."
-    return x >> (8 - bits)
-
-def shrink(x: Tensor, size: int | None, bits: int | None) -> Tensor: # uint8 images, like x
-    "`area_resize`, then `keep_bits`, unless None; in chunks, for the doubles' memory."
-    if size: x = torch.cat([area_resize(chunk, size) for chunk in x.split(4096)])
-    return keep_bits(x, bits) if bits else x
-
 # %% ../nbs/12_data.ipynb #131890fe
 def _cache() -> Path: return Path.home()/'.cache'/'mulan_vdm'
 
@@ -108,6 +110,7 @@ def _roots(path: str | Path | None = None) -> list[Path]:
     own = [Path(named).expanduser()] if named else []
     return [*own, Path('/usr/share/datasets'), _cache()]
 
+# %% ../nbs/12_data.ipynb #0bfd3016
 def _find(find: tuple | str | None, path: str | Path | None = None) -> Path | str | None:
     "Where the data of a source are, or None; looks only at the names of files."
     if isinstance(find, str): return find
@@ -215,9 +218,11 @@ def _imagenet_images(file: Path, side: int) -> Tensor: # uint8 (N, 3, side, side
     x = np.load(file)['data']
     if x.dtype != np.uint8 or x.shape[1:] != (3 * side**2,):
         raise ValueError(f"imagenet{side}: '{file}' holds {x.dtype} of shape {x.shape}, "
-                         f"not uint8 (N, {3*side**2}); pass the folder of the {side}x{side} archives")
+                         f"not uint8 (N, {3*side**2}); "
+                         f"pass the folder of the {side}x{side} archives")
     return torch.from_numpy(x).view(-1, 3, side, side)
 
+# %% ../nbs/12_data.ipynb #1ada13b5
 def _imagenet_labels(kind: str, files: list[Path], side: int) -> Tensor: # int64 (N,)
     "Labels 0..999. Raises ValueError unless there are as many as the release has."
     y = np.concatenate([np.load(f)['labels'] for f in files]).astype(np.int64) - 1
@@ -231,29 +236,40 @@ def _imagenet_labels(kind: str, files: list[Path], side: int) -> Tensor: # int64
     return torch.from_numpy(y)
 
 # %% ../nbs/12_data.ipynb #9e790bd6
-def _imagenet(place: Path, size: int | None, bits: int | None, side: int):
-    "Release, train and test of ImageNet's npz batches, memory-mapped from files made of them once."
+def _imagenet_archives(place: Path, side: int) -> dict[str, list[Path]]:
+    "The archives of test and train, in order. Raises FileNotFoundError for absent ones."
     files = {f.name: f for f in (*place.glob('*.npz'), *place.glob(f'Imagenet{side}_*/*.npz'))}
     names = dict(test=['val_data.npz'], train=[f'train_data_batch_{i}.npz' for i in range(1, 11)])
     if absent := [name for name in names['test'] + names['train'] if name not in files]:
         raise FileNotFoundError(f"imagenet{side}: {', '.join(absent)} missing in {place}.\n"
                                 f"{sources[f'imagenet{side}'].fetch}.")
+    return {kind: [files[name] for name in named] for kind, named in names.items()}
+
+# %% ../nbs/12_data.ipynb #ee3b64ba
+def _imagenet_split(kind: str, archives: list[Path], out: Path, side: int,
+                    size: int | None, bits: int | None) -> Split:
+    "One side of the split, mapped from a file in `out` that is made of older archives once."
+    y = _imagenet_labels(kind, archives, side)
+    change = (f'-size{size}' if size else '') + (f'-bits{bits}' if bits else '')
+    made = out/f'imagenet{side}-{kind}{change}.npy'
+    if not made.exists() or made.stat().st_mtime < max(f.stat().st_mtime for f in archives):
+        images = (shrink(_imagenet_images(f, side), size, bits) for f in archives)
+        _save_npy(made, (len(y), 3, size or side, size or side), images)
+    return Split(_map_npy(made), y)
+
+# %% ../nbs/12_data.ipynb #d4c15dac
+def _imagenet(place: Path, size: int | None, bits: int | None, side: int):
+    "Release, train and test of ImageNet's npz batches, memory-mapped from files made of them once."
+    archives = _imagenet_archives(place, side)
     out = place
     if not os.access(place, os.W_OK):
         out = _cache()/f'imagenet{side}-{zlib.crc32(str(place.resolve()).encode()):08x}'
     out.mkdir(parents=True, exist_ok=True)
-    change = (f'-size{size}' if size else '') + (f'-bits{bits}' if bits else '')
-    def split(kind):
-        archives = [files[name] for name in names[kind]]
-        y = _imagenet_labels(kind, archives, side)
-        made = out/f'imagenet{side}-{kind}{change}.npy'
-        if not made.exists() or made.stat().st_mtime < max(f.stat().st_mtime for f in archives):
-            images = (shrink(_imagenet_images(f, side), size, bits) for f in archives)
-            _save_npy(made, (len(y), 3, size or side, size or side), images)
-        return Split(_map_npy(made), y)
-    test, train = split('test'), split('train')
+    test = _imagenet_split('test', archives['test'], out, side, size, bits)
+    train = _imagenet_split('train', archives['train'], out, side, size, bits)
     return f'ImageNet-{side} downsampled npz (Chrabaszcz et al. 2017, box)', train, test
 
+# %% ../nbs/12_data.ipynb #794f95e5
 sources['imagenet32'] = Source(
     partial(_imagenet, side=32), side=32,
     find=(('imagenet32', ''), ('train_data_batch_1.npz', 'Imagenet32_*/train_data_batch_1.npz')),
@@ -271,9 +287,9 @@ def _in_test(name: str) -> bool:
     "Is the file of this relative name, with forward slashes, a test image? @eq-hash."
     return int(hashlib.sha256(os.fsencode(name)).hexdigest(), 16) % 10 == 0
 
+# %% ../nbs/12_data.ipynb #b7342704
 def _read_image(file: Path, size: int | None) -> Tensor:
-    """The image in `file` as uint8 (3, H, W), upright, on white, centre-cropped and
-    area-averaged to `size` if given."""
+    "The image, uint8 (3, H, W), upright, on white; cropped and averaged to `size` if given."
     from PIL import Image, ImageOps
     try:
         with Image.open(file) as im:
@@ -299,6 +315,7 @@ def _file_names(place: Path) -> list[str]: # relative to place, with forward sla
     names = sorted(f.relative_to(place).as_posix() for f in place.rglob('*') if f.is_file())
     return [name for name in names if not any(part.startswith('.') for part in name.split('/'))]
 
+# %% ../nbs/12_data.ipynb #7015c848
 def _has_split(place: Path, names: list[str]) -> bool:
     "Are the files divided into train and one of test, val, valid? Raises ValueError for several."
     tops = {name.split('/')[0] for name in names}
@@ -351,18 +368,21 @@ def _two_moons(u: np.ndarray):
     x = np.where(y, [1 - cos, .5 - sin], [cos, sin]).T + .2 * u[:, 2:] - .1
     return (x - [.5, .25]) / 1.6, y
 
+# %% ../nbs/12_data.ipynb #661af28b
 def _checkerboard(u: np.ndarray):
     "Uniform on the eight dark cells of a 4x4 board: density 1/2, @eq-checkerboard."
     row, column = np.divmod((8 * u[:, 0]).astype(int), 2)
     cell = np.stack([2 * column + row % 2, row], 1)
     return (cell + u[:, 1:3]) / 2 - 1, None
 
+# %% ../nbs/12_data.ipynb #29675242
 def _swiss_roll(u: np.ndarray):
     "A spiral of one and a half turns, radius proportional to angle, with uniform noise."
     angle = 1.5 * np.pi * (1 + 2 * u[:, :1])
     spiral = angle * np.concatenate([np.cos(angle), np.sin(angle)], 1)
     return (spiral + u[:, 2:] - .5) / (4.5 * np.pi + .5), None
 
+# %% ../nbs/12_data.ipynb #878e21de
 _toys = dict(two_moons=_two_moons, checkerboard=_checkerboard, swiss_roll=_swiss_roll)
 
 def _toy(name: str, place: None = None, size: None = None, bits: None = None):
@@ -382,6 +402,7 @@ def _whole(name: str, value: object, low: int, high: int | None = None) -> None:
     allowed = f'of at least {low}' if high is None else f'from {low} to {high}'
     raise ValueError(f'{name}={value!r}: choose an integer {allowed}')
 
+# %% ../nbs/12_data.ipynb #ee4c13ba
 def _checked(name: str, bits: int | None, size: int | None, path: str | Path | None) -> Source:
     "The entry of the table. Raises ValueError for an argument of `load` that does not fit."
     if name not in sources: raise ValueError(f"name={name!r}: choose one of {', '.join(sources)}")
@@ -400,12 +421,11 @@ def _checked(name: str, bits: int | None, size: int | None, path: str | Path | N
     return source
 
 # %% ../nbs/12_data.ipynb #d658f332
-def load(
-    name: str,                # 'digits', 'fashion_mnist', ...: an entry of `sources`
-    bits: int | None = None,  # keep the n most significant bits of a byte: vocab 2**bits
-    size: int | None = None,  # resize to size x size pixels by area average
-    path: str | Path | None = None # its folder, if files are not where `available` finds them
-) -> Data:
+def load(name: str,               # 'digits', 'fashion_mnist', ...: an entry of `sources`
+         bits: int | None = None, # keep the n most significant bits of a byte: vocab 2**bits
+         size: int | None = None, # resize to size x size pixels by area average
+         path: str | Path | None = None # its folder, if files are not where `available` finds them
+        ) -> Data:
     "Images with a named release and a fixed split; raises FileNotFoundError for files not found."
     source = _checked(name, bits, size, path)
     place = _find(source.find, path)

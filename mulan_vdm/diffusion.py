@@ -34,8 +34,7 @@ def low_discrepancy_times(n: int, # how many
 
 # %% ../nbs/07_diffusion.ipynb #9f25e681
 class Terms(NamedTuple):
-    """Terms of the bound, nats per example (B,), and the weighted diffusion loss that
-    training may use instead."""
+    "Terms of the bound, and the weighted diffusion loss for training; nats per example (B,)."
     reconstruction: Tensor # -log p(x|z_0)
     prior: Tensor          # KL(q(z_1|x) || p(z_1))
     diffusion: Tensor      # with weight one
@@ -53,6 +52,20 @@ class Terms(NamedTuple):
         return self.reconstruction + self.prior + self.weighted + self.latent
 
 # %% ../nbs/07_diffusion.ipynb #922a8468
+def _check_parts(event_shape: tuple, schedule: Schedule, variance: bool, clock: Schedule | None):
+    "Raises ValueError for a schedule of other events or without interior, or a clock's other ends."
+    if variance and not schedule.interior():
+        raise ValueError("variance=True needs a schedule with an interior to learn, "
+                         f"not {type(schedule).__name__}: take Monotone, or variance=False")
+    if schedule.event_shape not in ((), event_shape):
+        raise ValueError(f"the schedule is made for events {schedule.event_shape}, "
+                         f"the model for {event_shape}: give both the data's event_shape")
+    if clock is not None and clock.ends() != (0, 1):
+        low, high = clock.ends()
+        raise ValueError(f"the clock runs from {low:g} to {high:g}: "
+                         "give one from 0 to 1, such as Adaptive(0., 1.)")
+
+# %% ../nbs/07_diffusion.ipynb #ce04d168
 class Diffusion(nn.Module):
     """A variational diffusion model: network, schedule, codec, latent, prediction, weighting.
     Raises ValueError for parts that do not fit together."""
@@ -63,11 +76,11 @@ class Diffusion(nn.Module):
                  latent: Latent | None = None, # w of the image; none by default
                  prediction: Prediction = eps_prediction, # what the network answers
                  weighting: Weighting = elbo_weighting,   # of the training loss
-                 # does the schedule's interior minimize the loss's variance in continuous time?
-                 variance: bool = False,
-                 # from 0 to 1: where drawn times are dense; Adaptive(0., 1.) follows the loss
-                 clock: Schedule | None = None):
+                 variance: bool = False,       # does the interior minimize it in continuous time?
+                 clock: Schedule | None = None # where times are dense; Adaptive(0., 1.) learns it
+                ):
         super().__init__()
+        _check_parts(tuple(event_shape), schedule, variance, clock)
         self.net = net
         self.schedule = schedule
         self.codec = codec
@@ -77,22 +90,7 @@ class Diffusion(nn.Module):
         self.weighting = weighting
         self.variance = variance
         self.clock = clock
-        # its dtype and device are the model's
-        self.register_buffer('reference', torch.empty(0), persistent=False)
-        _check_parts(self)
-
-def _check_parts(model: Diffusion) -> None:
-    "Raises ValueError for a schedule of other events or without interior, or a clock's other ends."
-    if model.variance and not model.schedule.interior():
-        raise ValueError("variance=True needs a schedule with an interior to learn, "
-                         f"not {type(model.schedule).__name__}: take Monotone, or variance=False")
-    if model.schedule.event_shape not in ((), model.event_shape):
-        raise ValueError(f"the schedule is made for events {model.schedule.event_shape}, "
-                         f"the model for {model.event_shape}: give both the data's event_shape")
-    if model.clock is not None and model.clock.ends() != (0, 1):
-        low, high = model.clock.ends()
-        raise ValueError(f"the clock runs from {low:g} to {high:g}: "
-                         "give one from 0 to 1, such as Adaptive(0., 1.)")
+        self.register_buffer('reference', torch.empty(0), persistent=False) # its dtype and device
 
 # %% ../nbs/07_diffusion.ipynb #23f29a2a
 @patch(as_prop=True)
@@ -105,10 +103,10 @@ def unsqueeze(self: Diffusion, t: Tensor) -> Tensor: # (B, 1, ..., 1)
     "One axis of length one per event axis."
     return t.reshape(-1, *[1] * len(self.event_shape))
 
+# %% ../nbs/07_diffusion.ipynb #1722b9e9
 @patch
-def gamma(self: Diffusion, t: Tensor, # times in [0, 1], (B,)
-          w: Tensor | None = None) -> Tensor: # broadcastable to x
-    "gamma at times t; raises ValueError for times outside [0, 1]."
+def gamma(self: Diffusion, t: Tensor, w: Tensor | None = None) -> Tensor: # broadcastable to x
+    "gamma at times t (B,) for latents w; raises ValueError for times outside [0, 1]."
     if not ((t >= 0) & (t <= 1)).all():
         raise ValueError(f"t has values in {t.min():g}..{t.max():g}, outside [0, 1]: "
                          "0 is data, 1 is noise")
@@ -126,64 +124,70 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 # %% ../nbs/07_diffusion.ipynb #c218dff3
 @patch
-def denoise_at(self: Diffusion, z_t: Tensor, # noisy data (B, *event)
-               gamma: Tensor,                # noise level, broadcastable to z_t
+def denoise_at(self: Diffusion,
+               z_t: Tensor,   # noisy data (B, *event)
+               gamma: Tensor, # noise level, broadcastable to z_t
                w: Tensor | None = None, y: Tensor | None = None
-              ) -> tuple[Tensor, Tensor]:    # x_hat, eps_hat
+              ) -> tuple[Tensor, Tensor]: # x_hat, eps_hat
     "Estimates of data and noise at a noise level."
     answer = self.net(z_t, gamma, w=w, y=y)
     return to_x_eps(answer, z_t, gamma, self.prediction)
 
 @patch
-def denoise(self: Diffusion, z_t: Tensor, # noisy data (B, *event)
-            t: Tensor,                    # times in [0, 1], (B,)
-            w: Tensor | None = None, y: Tensor | None = None
-           ) -> tuple[Tensor, Tensor]:    # x_hat, eps_hat
-    "Estimates of data and noise at times t; raises ValueError for times outside [0, 1]."
+def denoise(self: Diffusion, z_t: Tensor, t: Tensor, w: Tensor | None = None,
+            y: Tensor | None = None) -> tuple[Tensor, Tensor]: # x_hat, eps_hat
+    "Estimates of data and noise at times t (B,); raises ValueError for times outside [0, 1]."
     return self.denoise_at(z_t, self.gamma(t, w), w, y)
 
 # %% ../nbs/07_diffusion.ipynb #5bb09b3d
 @patch
-def gamma_and_rate(self: Diffusion, t: Tensor, # times in [0, 1), broadcastable to x
-                   T: int | None = None,       # number of steps; None for continuous time
-                   w: Tensor | None = None     # latents of the images
-                  ) -> tuple[Tensor, Tensor]:  # gamma_t, rate; broadcastable to x
+def gamma_and_rate(self: Diffusion,
+                   t: Tensor,              # times in [0, 1), broadcastable to x
+                   T: int | None = None,   # number of steps; None for continuous time
+                   w: Tensor | None = None # latents of the images
+                  ) -> tuple[Tensor, Tensor]: # gamma_t, rate; broadcastable to x
     "Noise level and rate of the loss; VDM notes Propositions 12, 13. Raises ValueError for T < 1."
     if T is None: return gamma_and_slope(self.schedule, t, w)
     if T < 1:
         raise ValueError(f"T={T}: the number of steps is at least 1, or None for continuous time")
     i = (t * T).floor().clamp(max=T - 1)
-    gamma_s, gamma_t = self.schedule(i / T, w), self.schedule((i + 1) / T, w)
+    gamma_s = self.schedule(i / T, w)
+    gamma_t = self.schedule((i + 1) / T, w)
     return gamma_t, discrete_rate(gamma_s, gamma_t, T)
 
 # %% ../nbs/07_diffusion.ipynb #5c2e7e8d
 @patch
-def draw_times(self: Diffusion, n: int, # examples
-               rows: Rows               # of the draw
-              ) -> tuple[Tensor, Tensor | float]: # times (n, 1, ..., 1), factor of their losses
-    "Low-discrepancy times in [0, 1), dense where the clock is slow."
+def _times(self: Diffusion, n: int, rows: Rows, t: Tensor | None = None
+          ) -> tuple[Tensor, Tensor | float]: # (n, 1, ..., 1), factor of their losses
+    "The given times, or low-discrepancy times in [0, 1), dense where the clock is slow."
+    if t is not None: return self.unsqueeze(t.to(self.reference.dtype)), 1.
     u = self.unsqueeze(low_discrepancy_times(n, rows, **self.options))
     if self.clock is None: return u, 1.
     t, dt_du = gamma_and_slope(self.clock, u)
     return t.detach().clamp(0, 1 - 2**-24), dt_du.detach()
 
+# %% ../nbs/07_diffusion.ipynb #0891cad2
 @patch
-def learn_times(self: Diffusion, t: Tensor, gamma_t: Tensor, rate: Tensor, loss: Tensor) -> None:
+def _learn_times(self: Diffusion, t: Tensor, gamma_t: Tensor, rate: Tensor, loss: Tensor) -> None:
     "Show weighted squared errors (B, *event) to a schedule and a clock that adapt to them."
     self.schedule.observe(gamma_t.detach(), loss.detach())
     if self.clock is not None: self.clock.observe(t, (rate * loss).detach())
 
 # %% ../nbs/07_diffusion.ipynb #855381ae
 @patch
-def check(self: Diffusion, x: Tensor) -> None: # data (B, *event)
-    """Raises ValueError for another event shape or no example at all, and what the codec
-    raises for other values."""
+def check(self: Diffusion, x: Tensor) -> None:
+    "Raises ValueError unless x is (B, *event) with B > 0, and what the codec raises."
     if x.shape[1:] != self.event_shape:
         expected = ', '.join(map(str, self.event_shape))
         raise ValueError(f"x has shape {tuple(x.shape)}, "
                          f"the model's events are {self.event_shape}: pass (B, {expected})")
     if not len(x): raise ValueError("x has no examples: pass at least one")
     self.codec.check(x)
+
+# %% ../nbs/07_diffusion.ipynb #5fcae39e
+def _total(nats: Tensor) -> Tensor: # (B, *event) to (B,)
+    "Sum over the dimensions of each example."
+    return nats.flatten(1).sum(1)
 
 # %% ../nbs/07_diffusion.ipynb #d337fd1e
 @patch
@@ -200,9 +204,7 @@ def forward(self: Diffusion,
     self.check(x)
     k = x
     x = self.codec.encode(k, self.reference.dtype)
-    dt_du = 1.
-    if t is None: t, dt_du = self.draw_times(len(x), rows)
-    else: t = self.unsqueeze(t.to(x.dtype))
+    t, dt_du = self._times(len(x), rows, t)
     eps, eps_0 = rows.randn(*x.shape, **self.options), rows.randn(*x.shape, **self.options)
     if w is None: w, latent = self.latent(x, rows)
     else: latent = self.latent.log_ratio(w, x)
@@ -222,18 +224,27 @@ def forward(self: Diffusion,
     diffusion = 0.5 * rate * dt_du * error
     weight = self.weighting(-gamma_t)
     weighted = _total(weight * diffusion)
-    if self.training: self.learn_times(t, gamma_t, rate, weight * error)
+    if self.training: self._learn_times(t, gamma_t, rate, weight * error)
     if interior is not None: interior.follow(self.unsqueeze(weighted.detach()))
     return Terms(_total(reconstruction), _total(prior), _total(diffusion), latent, weighted)
 
-def _total(nats: Tensor) -> Tensor: # (B, *event) to (B,)
-    "Sum over the dimensions of each example."
-    return nats.flatten(1).sum(1)
-
 # %% ../nbs/07_diffusion.ipynb #79af9a3a
+def _holding(schedule: Schedule, fixed: dict[str, Tensor]):
+    "The schedule as a function of t and w, some of its parameters held fixed."
+    constants = {name: p.detach() for name, p in fixed.items()}
+    return lambda t, w: torch.func.functional_call(schedule, constants, (t, w))
+
+# %% ../nbs/07_diffusion.ipynb #0dd76f97
+def _batch_mean(v: Tensor) -> Tensor:
+    "Mean over the batch, the parts of other processes included; these hold equally many examples."
+    mean = v.mean()
+    world = processes()[1]
+    if world > 1: torch.distributed.all_reduce(mean)
+    return mean / world
+
+# %% ../nbs/07_diffusion.ipynb #1fbc82ff
 class _Interior:
-    """gamma and slope whose gradient reaches the ends of a schedule as it is and its interior
-    times a factor; VDM++ section 3.2."""
+    "gamma and slope whose gradient into the interior is multiplied; VDM++ section 3.2."
     def __init__(self, schedule: Schedule, t: Tensor, w: Tensor | None):
         interior = schedule.interior()
         others = {name: p for name, p in schedule.named_parameters() if name not in interior}
@@ -246,20 +257,8 @@ class _Interior:
         "Both pairs as one: their common value, and the gradients of both."
         return tuple(a + (b - b.detach()) for a, b in zip(self.ends, self.inside))
 
-    def follow(self, loss: Tensor) -> None: # nats, like t
-        "Gradients into the interior are from now on multiplied by 2 L over its mean."
+    def follow(self, loss: Tensor) -> None:
+        "Gradients into the interior are from now on multiplied by 2 L over its mean; loss like t."
         factor = 2 * loss / _batch_mean(loss).clamp(min=1e-30)
         for v in self.inside:
             if v.requires_grad: v.register_hook(lambda grad: grad * factor)
-
-def _holding(schedule: Schedule, fixed: dict[str, Tensor]):
-    "The schedule as a function of t and w, some of its parameters held fixed."
-    constants = {name: p.detach() for name, p in fixed.items()}
-    return lambda t, w: torch.func.functional_call(schedule, constants, (t, w))
-
-def _batch_mean(v: Tensor) -> Tensor:
-    "Mean over the batch, the parts of other processes included; these hold equally many examples."
-    mean = v.mean()
-    world = processes()[1]
-    if world > 1: torch.distributed.all_reduce(mean)
-    return mean / world

@@ -16,13 +16,13 @@ from torch import Tensor
 from .noise import gaussian_kl
 from .schedules import choose
 from .processes import Rows
-from .subsets import (check_subset, Coins, marginals, sample_subset, subset_kl, subset_log_prob,
-                               toss)
+from .subsets import Coins, check_subset, marginals, sample_subset, toss
+from .subsets import subset_kl, subset_log_prob
 
 # %% ../nbs/05_latents.ipynb #19df7d17
 class Latent(nn.Module):
-    """Auxiliary latent w of an image. A subclass owes `forward`, `prior`, `log_ratio`, `moments`, the attribute
-    `size` (numbers in w, 0 for none), and draws random numbers from `rows` alone, a row for each image."""
+    """Auxiliary latent w of an image. A subclass owes `forward`, `prior`, `log_ratio`, `moments`
+    and `size` (numbers in w, 0 for none), and draws from `rows` alone, a row for each image."""
     size: int = 0
 
     @classmethod
@@ -35,27 +35,31 @@ class Latent(nn.Module):
                 rows: Rows = Rows() # of the draw
                ) -> tuple[Tensor | None, Tensor]: # w, KL(q(w|x) || p(w)) in nats (B,)
         "A draw of w for each image, and what it costs on average."
-        raise NotImplementedError(f"{type(self).__name__} must define forward(x, rows=Rows()) -> w, kl")
+        self._owes('forward(x, rows=Rows()) -> w, kl')
 
-    def prior(self,
-              n: int,             # how many
-              rows: Rows = Rows() # of the draw
-             ) -> Tensor | None:  # n draws of w from p(w)
-        "Draws from the prior, (n, size)."
-        raise NotImplementedError(f"{type(self).__name__} must define prior(n, rows=Rows()) -> w")
+    def prior(self, n: int, rows: Rows = Rows()) -> Tensor | None: # (n, size)
+        "n draws of w from the prior p(w)."
+        self._owes('prior(n, rows=Rows()) -> w')
 
-    def log_ratio(self,
-                  w: Tensor | None, # a draw for each image
-                  x: Tensor         # the images (B, *event), coded
-                 ) -> Tensor:       # log q(w|x) - log p(w), nats (B,)
-        "What given draws cost: their mean over q(w|x) is the divergence, nats (B,)."
-        raise NotImplementedError(f"{type(self).__name__} must define log_ratio(w, x)")
+    def _owes(self, method: str):
+        "Raises NotImplementedError for what a subclass must define."
+        raise NotImplementedError(f"{type(self).__name__} must define {method}")
 
-    def moments(self,
-                x: Tensor # data (B, *event), coded to [-1, 1]
-               ) -> tuple[Tensor, Tensor]: # mean and standard deviation of w given x, (B, size)
-        "What the encoder says of an image without drawing: mean and standard deviation of every number of w."
-        raise NotImplementedError(f"{type(self).__name__} must define moments(x) -> mean, std")
+# %% ../nbs/05_latents.ipynb #cbb14126
+@patch
+def log_ratio(self: Latent,
+              w: Tensor | None, # a draw for each image
+              x: Tensor         # the images (B, *event), coded
+             ) -> Tensor:       # log q(w|x) - log p(w), nats (B,)
+    "What given draws cost: their mean over q(w|x) is the divergence, nats (B,)."
+    self._owes('log_ratio(w, x)')
+
+@patch
+def moments(self: Latent,
+            x: Tensor # data (B, *event), coded to [-1, 1]
+           ) -> tuple[Tensor, Tensor]: # mean and standard deviation of w given x, (B, size)
+    "What the encoder says of an image without drawing: moments of every number of w."
+    self._owes('moments(x) -> mean, std')
 
 # %% ../nbs/05_latents.ipynb #e3f2a398
 class NoLatent(Latent):
@@ -73,7 +77,7 @@ class NoLatent(Latent):
 
 # %% ../nbs/05_latents.ipynb #a23ec24f
 class EncodedLatent(Latent):
-    "A latent whose encoder answers with `width` numbers per image. Raises ValueError for another width."
+    "A latent whose encoder answers with `width` numbers per image."
     def __init__(self,
                  encoder: nn.Module, # encoder(x) of shape (B, width)
                  size: int           # numbers in w
@@ -82,26 +86,24 @@ class EncodedLatent(Latent):
         self.encoder = encoder
         self.size = size
         self.width = self.parameters_of(size)
-        self.register_buffer('reference', torch.empty(0), persistent=False) # its dtype and device are the latent's
+        self.register_buffer('reference', torch.empty(0), persistent=False) # its dtype and device
 
-    def encode(self,
-               x: Tensor  # data (B, *event)
-              ) -> Tensor: # parameters of q(w|x), (B, width)
+    def encode(self, x: Tensor) -> Tensor: # parameters of q(w|x), (B, width)
         "The encoder's answer in the latent's precision. Raises ValueError for another width."
         out = self.encoder(x)
         if out.shape != (len(x), self.width):
-            raise ValueError(f"encoder answers in shape {tuple(out.shape)}, {type(self).__name__} reads "
-                             f"{(len(x), self.width)}: give its last layer {self.width} outputs")
+            raise ValueError(f"encoder answers in shape {tuple(out.shape)}, "
+                             f"{type(self).__name__} reads {(len(x), self.width)}: "
+                             f"give its last layer {self.width} outputs")
         return out.to(self.reference.dtype)
 
 # %% ../nbs/05_latents.ipynb #424fcaed
 class Gaussian(EncodedLatent):
-    """`size` numbers, q(w|x) normal with means and log-variances of the encoder (B, 2 size), p(w) standard
-    normal; RepVDM appendix A."""
+    "w of `size` numbers, q(w|x) normal by mean and log-variance, p(w) standard; RepVDM appendix A."
     @classmethod
     def parameters_of(cls, size: int) -> int: return 2 * size
 
-    def forward(self, x: Tensor, rows: Rows = Rows()) -> tuple[Tensor, Tensor]: # w (B, size), KL in nats (B,)
+    def forward(self, x: Tensor, rows: Rows = Rows()) -> tuple[Tensor, Tensor]: # w, KL (B,)
         mean, logvar = self.encode(x).chunk(2, -1)
         w = mean + torch.exp(logvar / 2) * self.prior(len(x), rows)
         return w, gaussian_kl(mean, logvar).sum(-1)
@@ -119,24 +121,20 @@ class Gaussian(EncodedLatent):
         return mean, torch.exp(logvar / 2)
 
 # %% ../nbs/05_latents.ipynb #bf743eae
-def _coin_moments(p: Tensor # probability that an entry of w is one
-                 ) -> tuple[Tensor, Tensor]: # its mean and standard deviation
-    "Moments of an entry that is one or zero, @eq-coin-moments."
+def _coin_moments(p: Tensor) -> tuple[Tensor, Tensor]: # mean and standard deviation, like p
+    "Moments of an entry of w that is one with probability p, else zero, @eq-coin-moments."
     return p, (p * (1 - p)).clamp(min=0).sqrt()
 
-def _draw_one(q: Tensor, # probabilities (B, m)
-              rows: Rows # of the draw
-             ) -> Tensor: # one-hot, like q
-    "The value at which the sum of probabilities passes a uniform number."
+def _draw_one(q: Tensor, rows: Rows) -> Tensor: # one-hot, like q
+    "Of probabilities (B, m) the value at which their sum passes a uniform number."
     u = rows.rand(len(q), 1, dtype=q.dtype, device=q.device)
     below = (q.cumsum(-1) <= u).sum(-1)
     return F.one_hot(below.clamp(max=q.shape[-1] - 1), q.shape[-1]).to(q.dtype)
 
 # %% ../nbs/05_latents.ipynb #abaaf5b1
 class Categorical(EncodedLatent):
-    """One-hot w of `size` values, q(w|x) softmax of the encoder's logits (B, size), p(w) uniform;
-    straight-through on the probabilities."""
-    def forward(self, x: Tensor, rows: Rows = Rows()) -> tuple[Tensor, Tensor]: # w (B, size), KL in nats (B,)
+    "One-hot w of `size` values, q(w|x) softmax of the logits, p(w) uniform; straight-through."
+    def forward(self, x: Tensor, rows: Rows = Rows()) -> tuple[Tensor, Tensor]: # w, KL (B,)
         log_q = self.encode(x).log_softmax(-1)
         q = log_q.exp()
         w = _draw_one(q.detach(), rows)
@@ -158,17 +156,18 @@ def _identity_projection(theta: Tensor, k: int, coins: Coins | None = None) -> T
     "Identity with projection onto the logits of mean zero; Sahoo et al. 2023."
     return theta - theta.mean(-1, keepdim=True)
 
-estimators = dict(identity=_identity_projection, marginals=marginals) # what the draw is differentiated as
+# what the draw is differentiated as
+estimators = dict(identity=_identity_projection, marginals=marginals)
 
 # %% ../nbs/05_latents.ipynb #5d571b93
 class KHot(EncodedLatent):
-    """k-hot w of `size` items, q(w|x) proportional to exp(theta w), p(w) uniform over subsets; exact draws and
-    divergence. MuLAN poster. Raises ValueError for impossible sizes and unknown estimators."""
+    """k-hot w of `size` items, q(w|x) proportional to exp(theta w), p(w) uniform over subsets;
+    exact draws; MuLAN poster. Raises ValueError for impossible sizes and unknown estimators."""
     def __init__(self,
                  encoder: nn.Module,          # encoder(x), logits (B, size)
                  size: int,                   # items
                  k: int,                      # ones in w
-                 estimator: str = 'identity', # of the gradient through the draw: 'identity' or 'marginals'
+                 estimator: str = 'identity', # of the draw's gradient: an entry of `estimators`
                  bound: float | None = None   # logits are kept in (-bound, bound)
                 ):
         super().__init__(encoder, size)
@@ -179,14 +178,16 @@ class KHot(EncodedLatent):
         self.k = k
         self.bound = bound
 
-    def logits(self, x: Tensor) -> Tensor: # (B, size)
-        "Logits of the items, kept inside the bound if there is one."
-        theta = self.encode(x)
-        return theta if self.bound is None else self.bound * torch.tanh(theta / self.bound)
+# %% ../nbs/05_latents.ipynb #07e020fe
+@patch
+def logits(self: KHot, x: Tensor) -> Tensor: # (B, size)
+    "Logits of the items, kept inside the bound if there is one."
+    theta = self.encode(x)
+    return theta if self.bound is None else self.bound * torch.tanh(theta / self.bound)
 
 # %% ../nbs/05_latents.ipynb #60281955
 @patch
-def forward(self: KHot, x: Tensor, rows: Rows = Rows()) -> tuple[Tensor, Tensor]: # w (B, size), KL in nats (B,)
+def forward(self: KHot, x: Tensor, rows: Rows = Rows()) -> tuple[Tensor, Tensor]: # w, KL (B,)
     "An exact draw, differentiated as the estimator says, and the exact divergence."
     theta = self.logits(x)
     coins = toss(theta, self.k)
@@ -199,6 +200,7 @@ def prior(self: KHot, n: int, rows: Rows = Rows()) -> Tensor: # (n, size)
     "Every subset alike."
     return sample_subset(self.reference.new_zeros(n, self.size), self.k, rows=rows)
 
+# %% ../nbs/05_latents.ipynb #df974abb
 @patch
 def log_ratio(self: KHot, w: Tensor, x: Tensor) -> Tensor: # nats (B,)
     "log q(w|x) plus the log of the number of subsets."
@@ -218,16 +220,15 @@ def importance_bound(nats: Tensor # exact costs of K draws (K, ...)
     "K-draw bound on -log p(x) from exact costs, @eq-importance; noisy costs make it too low."
     return math.log(len(nats)) - torch.logsumexp(-nats, 0)
 
-def _charged(chosen_by: Tensor, # costs that choose the weights (K, ...)
-             cost: Tensor       # costs that are charged, like the others
-            ) -> Tensor:        # nats (...)
-    "The right side of @eq-gibbs."
+# %% ../nbs/05_latents.ipynb #e0e50ee1
+def _charged(chosen_by: Tensor, cost: Tensor) -> Tensor: # nats (...)
+    "The right side of @eq-gibbs: costs (K, ...), weighed by what other costs like them choose."
     log_a = torch.log_softmax(-chosen_by, 0)
     return (log_a.exp() * (cost + log_a)).sum(0) + math.log(len(cost))
 
+# %% ../nbs/05_latents.ipynb #785cacc4
 def cross_fitted(first: Tensor, # unbiased estimates of the costs of K draws (K, ...)
                  second: Tensor # others, independent of the first given the draws
                 ) -> Tensor:    # nats (...)
-    """K-draw bound on -log p(x) from noisy costs: weights by one estimate, charged by
-    the other, and the reverse."""
+    "Bound on -log p(x) from noisy costs: one estimate weighs, the other is charged; and back."
     return (_charged(first, second) + _charged(second, first)) / 2
