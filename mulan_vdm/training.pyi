@@ -3,10 +3,7 @@ import mulan_vdm.data
 import mulan_vdm.diffusion
 import pathlib
 import torch.nn.modules.module
-import torch.optim.swa_utils
 import typing
-
-def moving_average(model: torch.nn.modules.module.Module, decay: float) -> torch.optim.swa_utils.AveragedModel: ...
 
 class Progress(typing.NamedTuple):
     step: int
