@@ -82,10 +82,8 @@ def _check_arrival(status: Tensor, nfe: Tensor, tolerance: float, max_steps: int
                              "that are not finite")
 
 # %% ../nbs/09_flow.ipynb #bab660e2
-def _error_norm(r: Tensor, # scaled errors (B, S)
-                D: int     # the first D are those of z
-               ) -> Tensor: # (B,)
-    "Root mean square of z's errors or the largest of a density, eq. (error-norm)."
+def _error_norm(r: Tensor, D: int) -> Tensor: # scaled errors (B, S), the first D those of z -> (B,)
+    "Root mean square over z or the largest of a density, eq. (error-norm) of this notebook."
     z = r[:, :D].square().mean(1, keepdim=True).sqrt()
     return torch.cat([z, r[:, D:].abs()], 1).amax(1)
 
