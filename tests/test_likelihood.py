@@ -6,7 +6,7 @@ from torch.testing import assert_close
 from mulan_vdm.codec import Codec, RealCodec
 from mulan_vdm.diffusion import Diffusion
 from mulan_vdm.latents import Gaussian, KHot
-from mulan_vdm.likelihood import _in_bits, begin, combine, dequantizations, follow, ode_evaluate
+from mulan_vdm.likelihood import _combine, _follow, _in_bits, begin, dequantizations, ode_evaluate
 from mulan_vdm.flow import divergence, log_density, solve, velocity
 from mulan_vdm.nets import UNet
 from mulan_vdm.noise import alpha, sigma
@@ -194,26 +194,26 @@ def test_noisy_weights_are_cross_fitted():
     noisy = ode_evaluate(model, x, probes=2, generator=generator(), **options)
     d = noisy.bpd - exact.bpd; assert d.mean() > -5 * d.std() / 4  # not below; above, with noises enough:
     truth, first, second = 2 * torch.randn(3, 10_000, 8, generator=generator()).double()
-    d = combine(truth + first, truth + second, True)[0] - combine(truth, truth, True)[0]
+    d = _combine(truth + first, truth + second, True)[0] - _combine(truth, truth, True)[0]
     assert d.mean() > 5 * d.std() / len(d)**0.5
     assert_close(noisy.bpd, sum(noisy.terms.values()))
-    parts = follow(model, x, None, list(range(16)), 8, 'rademacher', 2, 'truncated_normal', True,
+    parts = _follow(model, x, None, list(range(16)), 8, 'rademacher', 2, 'truncated_normal', True,
                    tolerance=1e-4)
     mean = (parts[0] + parts[1]) / 2 + parts[2] + parts[3]
-    assert (combine(mean, mean, True)[0] < _in_bits(parts, (1,), True, None).bpd * math.log(2)).all()
+    assert (_combine(mean, mean, True)[0] < _in_bits(parts, (1,), True, None).bpd * math.log(2)).all()
     alone = ode_evaluate(model, x[:2], importance=True, probes=2)
     assert_close(alone.terms['importance'], torch.zeros(2).double(), rtol=0, atol=1e-12)
 
 def test_log_k_is_part_of_the_bound():
-    nats = torch.full((3, 9), 2.).double(); assert_close(combine(nats, nats, True)[0], nats[:, 0])
+    nats = torch.full((3, 9), 2.).double(); assert_close(_combine(nats, nats, True)[0], nats[:, 0])
     nats = torch.randn(50, 9).double()
-    assert (combine(nats, nats, True)[0] < combine(nats, nats, False)[0]).all()
+    assert (_combine(nats, nats, True)[0] < _combine(nats, nats, False)[0]).all()
 
 def test_standard_errors_of_the_draws():
     "Claimed errors of an image's figure match the spread of repeated figures."
     for importance in (False, True):
         nats = 0.5 * torch.randn(4000, 64, generator=generator()).double()
-        bound, _, error = combine(nats, nats, importance)
+        bound, _, error = _combine(nats, nats, importance)
         assert abs(bound.std() / error.square().mean().sqrt() - 1) < 0.06  # five standard errors of a spread of 4000
 
 def test_report_and_table_of_an_evaluation():
@@ -263,7 +263,7 @@ def test_a_failing_image_does_not_pass_in_silence():
 def test_halves_of_the_probes_are_independent_and_unbiased():
     "Cross-fitting rests on it: one half chooses the weights, the other is charged."
     model = pixels(); x = draw(model, 48)
-    run = lambda trace, n: follow(model, x, None, list(range(48)), 4, trace, n, 'uniform', False,
+    run = lambda trace, n: _follow(model, x, None, list(range(48)), 4, trace, n, 'uniform', False,
                                   tolerance=1e-4)
     exact, noisy = run('exact', 1), run('gaussian', 4)
     assert torch.equal(exact[0], exact[1])

@@ -12,8 +12,8 @@ from mulan_vdm.nets import Uninformed, MLP, Coefficients
 from mulan_vdm.noise import alpha, sigma
 from mulan_vdm.objective import edm_prediction, x_prediction
 from mulan_vdm.oracles import GaussianOracle
-from mulan_vdm.sampling import (churned_heun, dpmpp_2m, grids, guided,
-                                ode_step, rho_grid, sample, samplers, trajectory)
+from mulan_vdm.sampling import (_guided, churned_heun, dpmpp_2m, grids, ode_step,
+                                sample, samplers, trajectory)
 from mulan_vdm.schedules import Linear, Polynomial
 
 generator = lambda seed=0: torch.Generator().manual_seed(seed)
@@ -199,7 +199,7 @@ def test_guidance_one_is_the_conditional_model_bit_for_bit():
 def test_no_call_is_wasted(guidance, calls):
     model = edm()
     z, gamma, y = torch.randn(5, 3).double(), torch.zeros(5, 1).double(), torch.tensor([0, 1, 2, 0, 1])
-    guided(model, z, gamma, None, y, guidance); assert model.net.calls == calls
+    _guided(model, z, gamma, None, y, guidance); assert model.net.calls == calls
 
 def test_guidance_works_on_the_networks_of_the_package():
     torch.manual_seed(0)
@@ -232,7 +232,7 @@ def test_explicit_levels_are_the_grid():
 bad = [(dict(n=0), ['n=0', 'at least 1']), (dict(steps=0), ['steps=0', 'at least 1']),
        (dict(batch_size=-2), ['batch_size=-2', 'at least 1']),
        (dict(step='euler'), ["step 'euler'", 'heun', 'ode']), (dict(grid='karras'), ["grid 'karras'", 'rho']),
-       (dict(grid=partial(rho_grid, rho=-1.)), ['rho=-1', '7']),
+       (dict(grid=partial(grids['rho'], rho=-1.)), ['rho=-1', '7']),
        (dict(grid=[1., 2., 3.]), ['level 1 of 2', 'falling']),
        (dict(grid=[3., 2., 2.]), ['level 2 of 2', 'falling']),
        (dict(grid=[3., math.nan, 2.]), ['level 1 of 2', 'finite']),
