@@ -177,7 +177,8 @@ def _read_latents(path: str | Path) -> Tensor: # means (N, d)
                          "write it by mulan-vdm encode") from None
 
 # %% ../nbs/21_reports.ipynb #0d464138
-def _verdict(report: dict) -> str: # of sample_scores
+def _verdict(report: dict # of sample_scores
+            ) -> str:
     "What the scores of samples say."
     lines = ['judged by a classifier trained here (not Inception), '
              f"against {report['real_n']} training images:"]
@@ -285,7 +286,8 @@ def encode_run(run: str | Path, # run folder
                   f"latents: {out}", **arrays)
 
 # %% ../nbs/21_reports.ipynb #4dda247e
-def _probe_table(probes: dict[str, dict]) -> str: # reports by name of the features
+def _probe_table(probes: dict[str, dict] # reports by name of the features
+                ) -> str:
     "One line per kind of features."
     lines = [f"{'features':32}{'linear':>7} ± {'se':7}{'5 neighbours':>12} ± {'se':7}"
              f"{'NMI':>6}{'ARI':>6}"]
@@ -295,7 +297,9 @@ def _probe_table(probes: dict[str, dict]) -> str: # reports by name of the featu
     return '\n'.join(lines)
 
 # %% ../nbs/21_reports.ipynb #9c2681bb
-def _nats(r: dict, n: int) -> str: # a latent_report on n images
+def _nats(r: dict, # a latent_report
+          n: int # images
+         ) -> str:
     "What a Gaussian latent holds, in words."
     return (f"KL {_with_error(r['kl'], '.2f')} nats, information at least "
             f"{_with_error(r['information'], '.2f')} (no estimate from "
@@ -359,7 +363,9 @@ def _bounds(runs: list[Run]) -> list[dict]: # one row each
     return rows
 
 # %% ../nbs/21_reports.ipynb #dd827f44
-def _table(rows: list[dict], width: int) -> str: # width of the first column
+def _table(rows: list[dict], # of `_bounds`
+           width: int # of the first column
+          ) -> str:
     "Bounds of runs, one line each."
     lines = [f"{'run':{width}}{'system':8}{'bits/dim':>9} ± {'se':6}{'latent':>8}{'- first':>10} ± "
              f"{'se':6}{'steps':>7}{'parameters':>12}{'seconds':>9}"]
@@ -371,7 +377,9 @@ def _table(rows: list[dict], width: int) -> str: # width of the first column
     return '\n'.join(lines)
 
 # %% ../nbs/21_reports.ipynb #5c7d6237
-def _score_table(scores: dict[str, dict], width: int) -> str: # by run
+def _score_table(scores: dict[str, dict], # reports by run
+                 width: int # of the first column
+                ) -> str:
     "Scores of samples, one line per run."
     lines = ['samples judged by a classifier trained here (not Inception)',
              f"{'run':{width}}{'FID':>8} ± {'se':6}{'KID':>8} ± {'se':6}{'n':>6}  sampler"]
