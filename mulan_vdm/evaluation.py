@@ -62,6 +62,7 @@ def report(self: Evaluation) -> dict: # JSON-ready
                 terms={name: known(v) for name, v in self.terms.items()}, n=len(self.bpd),
                 **{name: known(v) for name, v in self.extra.items()})
 
+# %% ../nbs/16_evaluation.ipynb #43060b2b
 @patch
 def table(self: Evaluation) -> str: # for people
     "One line per term: mean and standard error, bits/dim."
@@ -79,11 +80,13 @@ def _even_times(n: int, draws: int, generator: torch.Generator,
     steps = torch.arange(draws, device=generator.device)[:, None] / draws
     return ((offset + steps) % 1).to(dtype).clamp(max=1 - 2**-24)
 
+# %% ../nbs/16_evaluation.ipynb #226be657
 def _child(generator: torch.Generator) -> torch.Generator:
     "A generator seeded by one draw of another, whose next numbers do not depend on its use."
     seed = torch.randint(2**62, (), generator=generator, device=generator.device)
     return torch.Generator(generator.device).manual_seed(int(seed))
 
+# %% ../nbs/16_evaluation.ipynb #0870286c
 def _numbers(n: int, # images
              draws: int, # times in a set
              sets: int,
@@ -110,6 +113,7 @@ def _costs(model: Diffusion,
     nats = torch.stack([torch.stack(four) for four in terms]).cpu().double()
     return nats.unflatten(0, (sets, -1)).mean(1)
 
+# %% ../nbs/16_evaluation.ipynb #55306903
 def _in_order(model: Diffusion,
               jobs: list[Callable[[], Tensor]], # batch by batch
               per: int, # jobs of a batch
@@ -123,17 +127,13 @@ def _in_order(model: Diffusion,
 @torch.no_grad()
 def evaluate(model: Diffusion, # usually the averaged one
              x: Tensor, # test images (N, *event), each used once
-             # K: times and noises per image; None for about 32,768 in all, at least 2
-             draws: int | None = None,
-             # class of each image (N,), if the set holds a fixed number of each
-             strata: Tensor | None = None,
+             draws: int | None = None, # K per image; None for about 32,768 in all, at least 2
+             strata: Tensor | None = None, # class of each image (N,), if their numbers are fixed
              batch_size: int = 128, # images per batch; the last may be shorter
              seed: int = 0, # of times and noise
              T: int | None = None, # number of steps; None for continuous time
              progress: bool = False, # show a progress bar?
-             # noise levels even in log SNR, whatever the schedule? In continuous time, for one
-             # schedule for all pixels
-             even: bool = False
+             even: bool = False # levels even in log SNR? Continuous time, a schedule for all pixels
             ) -> Evaluation: # bits/dim
     """The bound on every image of x, exactly once. Raises ValueError for draws < 2, an empty x, and
     a schedule that even levels cannot replace."""
@@ -191,16 +191,13 @@ def importance_evaluate(model: Diffusion, # with a latent
                         x: Tensor, # test images (N, *event), each used once
                         samples: int = 8, # K: latents per image
                         draws: int = 32, # times and noises per latent, an even number
-                        # class of each image (N,), if the set holds a fixed number of each
-                        strata: Tensor | None = None,
+                        strata: Tensor | None = None, # class of each image (N,), if fixed in number
                         batch_size: int = 128, # images per batch; the last may be shorter
                         seed: int = 0, # of latents, times and noise
                         T: int | None = None, # number of steps; None for continuous time
                         progress: bool = False # show a progress bar?
-                        # bits/dim; extra: plain, the bound with one latent (N,), and samples
-                       ) -> Evaluation:
-    """The K-draw bound over the latent on every image of x. Raises ValueError for a model without a
-    latent, or impossible numbers of draws."""
+                       ) -> Evaluation: # bits/dim; extra: plain, with one latent (N,), and samples
+    "The K-draw bound on every image of x. Raises ValueError without a latent, or for odd draws."
     if isinstance(model.latent, NoLatent):
         raise ValueError("the model has no latent to draw several of: evaluate it with samples=1")
     if samples < 1 or draws < 2 or draws % 2:

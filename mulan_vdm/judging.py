@@ -10,6 +10,7 @@ import math
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor
 from typing import Callable
 from tqdm.auto import tqdm
@@ -34,15 +35,19 @@ class Judge(nn.Module):
         self.register_buffer('mean', torch.zeros(features))
         self.register_buffer('std', torch.ones(features))
 
-    def raw(self, x: Tensor) -> Tensor:
-        "Features before standardization, (B, features)."
-        return self.encoder(self.codec.encode(x))
+# %% ../nbs/18_judging.ipynb #cd7a9daf
+@patch
+def raw(self: Judge, x: Tensor) -> Tensor:
+    "Features before standardization, (B, features)."
+    return self.encoder(self.codec.encode(x))
 
-    def logits(self, x: Tensor) -> Tensor:
-        "Logits of the classes, (B, classes)."
-        return self.head(F.silu(self.raw(x)))
+@patch
+def logits(self: Judge, x: Tensor) -> Tensor:
+    "Logits of the classes, (B, classes)."
+    return self.head(F.silu(self.raw(x)))
 
-    def forward(self, x: Tensor) -> Tensor: return (self.raw(x) - self.mean) / self.std
+@patch
+def forward(self: Judge, x: Tensor) -> Tensor: return (self.raw(x) - self.mean) / self.std
 
 # %% ../nbs/18_judging.ipynb #83434809
 @torch.no_grad()
@@ -52,6 +57,15 @@ def in_batches(f: Callable[[Tensor], Tensor], # of each image alone
     "A function of images, a batch at a time."
     return torch.cat([f(batch) for batch in x.split(batch_size)]).cpu()
 
+# %% ../nbs/18_judging.ipynb #46ea8cb9
+@patch
+def standardize(self: Judge, x: Tensor) -> None:
+    "Makes the features of these images have mean zero and standard deviation one."
+    features = in_batches(self.raw, x)
+    self.mean.copy_(features.mean(0))
+    self.std.copy_(features.std(0).clamp(min=1e-6))
+
+# %% ../nbs/18_judging.ipynb #358c4f36
 def train_judge(data: Data, # its train split has labels
                 steps: int = 600, # of AdamW
                 batch_size: int = 128, # images per step
@@ -74,26 +88,18 @@ def train_judge(data: Data, # its train split has labels
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-    features = in_batches(judge.raw, x)
-    judge.mean.copy_(features.mean(0))
-    judge.std.copy_(features.std(0).clamp(min=1e-6))
+    judge.standardize(x)
     return judge.eval()
 
 # %% ../nbs/18_judging.ipynb #4f20dee1
-class _Features(nn.Module):
-    "Hands features to torchmetrics as they are."
-    def __init__(self, width: int):
-        super().__init__()
-        self.num_features = width
-
-    def forward(self, features: Tensor) -> Tensor: return features
-
 def frechet(real: Tensor, # features (N, d)
             drawn: Tensor # features (M, d)
            ) -> Tensor:
     "Fréchet distance of two sets of features, @eq-fid."
     from torchmetrics.image.fid import FrechetInceptionDistance
-    fid = FrechetInceptionDistance(_Features(real.shape[1]))
+    features = nn.Identity() # of features that are given
+    features.num_features = real.shape[1]
+    fid = FrechetInceptionDistance(features)
     fid.set_dtype(torch.float64)
     fid.update(real.double(), real=True)
     fid.update(drawn.double(), real=False)

@@ -8,6 +8,7 @@ __all__ = ['Probes', 'probe', 'pixels', 'describe', 'Axes', 'principal', 'inform
 # %% ../nbs/19_probing.ipynb #ad864c44
 import math
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 from typing import Callable, NamedTuple
 from .noise import gaussian_kl
@@ -23,12 +24,26 @@ class Probes(NamedTuple):
     nmi: float         # normalized mutual information of clusters and classes
     ari: float         # adjusted Rand index of clusters and classes
 
-    def report(self, strata: Tensor | None = None # class of each test image
-              ) -> dict: # JSON-ready
-        "Accuracies as [mean, se], and the cluster scores."
-        accuracies = {name: list(mean_se(getattr(self, name), strata)) for name in self._fields[:2]}
-        return dict(accuracies, nmi=self.nmi, ari=self.ari, n=len(self.linear))
+# %% ../nbs/19_probing.ipynb #49d511ca
+@patch
+def report(self: Probes,
+           strata: Tensor | None = None # class of each test image
+          ) -> dict: # JSON-ready
+    "Accuracies as [mean, se], and the cluster scores."
+    accuracies = {name: list(mean_se(getattr(self, name), strata)) for name in self._fields[:2]}
+    return dict(accuracies, nmi=self.nmi, ari=self.ari, n=len(self.linear))
 
+# %% ../nbs/19_probing.ipynb #97c7e10f
+def _standardized(train: Tensor, # features (N, D)
+                  test: Tensor # of other images (M, D)
+                 ) -> tuple[Tensor, Tensor]: # both, in the training images' units
+    "Features of mean zero and standard deviation one over the training images."
+    x = train.double()
+    center, std = x.mean(0), x.std(0)
+    scale = std.clamp(min=1e-6 * std.max().clamp(min=1e-30))
+    return (x - center) / scale, (test.double() - center) / scale
+
+# %% ../nbs/19_probing.ipynb #5d09640c
 def probe(train: Split, # features (N, D) and labels
           test: Split, # the same of other images
           seed: int = 0 # of the first cluster centres
@@ -42,9 +57,7 @@ def probe(train: Split, # features (N, D) and labels
     if train.y is None or test.y is None or len(train.y.unique()) < 2:
         raise ValueError("probes ask for labels, at least two kinds: pass splits with y, "
                          "as those of digits or fashion_mnist")
-    center, std = train.x.double().mean(0), train.x.double().std(0)
-    scale = std.clamp(min=1e-6 * std.max().clamp(min=1e-30))
-    a, b = (((side.x.double() - center) / scale).numpy() for side in (train, test))
+    a, b = (x.numpy() for x in _standardized(train.x, test.x))
     y, truth = train.y.numpy(), test.y.numpy()
     right = [torch.tensor(model.fit(a, y).predict(b) == truth).double()
              for model in (LogisticRegression(max_iter=5000), KNeighborsClassifier(5))]
@@ -70,14 +83,18 @@ class Axes(NamedTuple):
     directions: Tensor # of length one, (d, D)
     spread: Tensor     # standard deviation along each (d,)
 
-    def project(self, x: Tensor) -> Tensor: # (N, D) to (N, d)
-        "Coordinates along the directions, from the center."
-        return (x - self.center) @ self.directions.T
+# %% ../nbs/19_probing.ipynb #81740a0f
+@patch
+def project(self: Axes, x: Tensor) -> Tensor: # (N, D) to (N, d)
+    "Coordinates along the directions, from the center."
+    return (x - self.center) @ self.directions.T
 
-    def at(self, c: Tensor) -> Tensor: # (N, d) to (N, D)
-        "The point at given coordinates, in standard deviations."
-        return self.center + (c * self.spread) @ self.directions
+@patch
+def at(self: Axes, c: Tensor) -> Tensor: # (N, d) to (N, D)
+    "The point at given coordinates, in standard deviations."
+    return self.center + (c * self.spread) @ self.directions
 
+# %% ../nbs/19_probing.ipynb #31d6e608
 def principal(x: Tensor, # (N, D)
               d: int     # how many directions
              ) -> Axes:
@@ -109,6 +126,7 @@ def information(mean: Tensor, # of q(w|x), Gaussian, for each image (N, d)
     own = -0.5 * ((w - mean) / std).square().sum(1) - volume
     return mean_se(own - mixture)
 
+# %% ../nbs/19_probing.ipynb #2e79c7b2
 def latent_report(mean: Tensor, # of q(w|x), Gaussian, for each image (N, d)
                   std: Tensor # like mean
                  ) -> dict: # JSON-ready
