@@ -48,8 +48,8 @@ def stored(outputs):
     return kept
 
 def execute(path, off, store):
-    """Run the notebook at `path` except cells under the flags `off`, and `store` its outputs; return seconds and an
-    error message, empty if all went well. A check goes on after a failed assertion."""
+    """Run the notebook at `path` except cells under the flags `off`, and `store` its outputs; return
+    seconds and an error message, empty if all went well. A check goes on after a failed assertion."""
     os.chdir(path.parent)
     name, start, failures = path.relative_to(root), time.perf_counter(), []
     if NBProcessor(path, FrontmatterProc, process=True).nb.frontmatter_.get('skip_exec'): return 0., ''

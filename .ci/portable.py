@@ -1,8 +1,8 @@
-"""Notebooks and tests as on other machines: other instructions of the processor, numbers of threads, seeds, versions
-of Python and of the libraries. One row a setting; the status is zero only if all of them passed.
+"""Notebooks and tests as on other machines: other instructions of the processor, numbers of threads, seeds,
+versions of Python and of the libraries. One row a setting; the status is zero only if all of them passed.
 
-An environment per interpreter and versions lies in `.venv-portable`, made anew when `settings.ini` changes, with the
-log of every setting beside it. Interpreters are taken from PATH.
+An environment per interpreter and versions lies in `.venv-portable`, made anew when `settings.ini` changes,
+with the log of every setting beside it. Interpreters are taken from PATH.
 """
 import configparser, os, re, shlex, shutil, subprocess, sys, time
 from pathlib import Path
@@ -37,7 +37,7 @@ def lower_bounds():
     return '\n'.join(f'{m[1]}=={m[2]}' for r in wanted if (m := re.match(r'([\w-]+)>=([\d.]+)', r)))
 
 def environment(python, versions):
-    "The interpreter of an environment with these versions, made if needed; None if there is no such `python`."
+    "The interpreter of an environment with these versions, made if needed; None without such a `python`."
     found = shutil.which(python)
     if not found or subprocess.run([found, '-c', ''], capture_output=True).returncode: return None
     folder = place/f'{python}-{versions}'

@@ -1,5 +1,5 @@
-"""What `make test` does: the sync check, every notebook, the tests. The last line says what passed, and is printed
-only if all did."""
+"""What `make test` does: the sync check, every notebook, the tests. The last line says what passed, and is
+printed only if all did."""
 import os, subprocess, sys
 from pathlib import Path
 
@@ -9,8 +9,9 @@ quiet = dict(KINETO_LOG_LEVEL='99') # a profiler complains where no driver is in
 def run(*command):
     "Run `command` and show what it prints; return its last line. A failure ends this script with its status."
     last = ''
-    with subprocess.Popen([sys.executable, *command], cwd=root, env={'OMP_NUM_THREADS': '1', **quiet, **os.environ},
-                          stdout=subprocess.PIPE, text=True, bufsize=1) as process:
+    env = {'OMP_NUM_THREADS': '1', **quiet, **os.environ}
+    with subprocess.Popen([sys.executable, *command], cwd=root, env=env, stdout=subprocess.PIPE, text=True,
+                          bufsize=1) as process:
         for line in process.stdout:
             print(line, end='', flush=True)
             last = line.strip() or last
@@ -22,6 +23,7 @@ def main():
     said = run('.ci/sync.py')
     notebooks = run('.ci/execute.py', '--check', '--workers', '2')
     tests = run('-m', 'pytest', '-q', '-n', '2', '--dist', 'loadfile', 'tests')
-    print(f"passed: {notebooks.split(' passed')[0]}, {tests.split(' passed')[0]} tests, {said[0].lower() + said[1:-1]}")
+    counts = notebooks.split(' passed')[0], tests.split(' passed')[0] + ' tests'
+    print(f"passed: {', '.join(counts)}, {said[0].lower() + said[1:-1]}")
 
 if __name__ == '__main__': main()

@@ -13,7 +13,8 @@ from mulan_vdm.runs import Run
 from mulan_vdm.training import fit
 
 ROOT = Path(__file__).parent.parent
-ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]), 'CUDA_VISIBLE_DEVICES': ''}
+ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '',
+       'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])}
 options = dict(steps=20, batch_size=8, lr=1e-3, warmup=5, ema=0.9, save_every=2, log_every=1, progress=False)
 
 def tiny(seed=0):

@@ -214,7 +214,7 @@ def test_standard_errors_of_the_draws():
     for importance in (False, True):
         nats = 0.5 * torch.randn(4000, 64, generator=generator()).double()
         bound, _, error = _combine(nats, nats, importance)
-        assert abs(bound.std() / error.square().mean().sqrt() - 1) < 0.06  # five standard errors of a spread of 4000
+        assert abs(bound.std() / error.square().mean().sqrt() - 1) < 0.06  # five standard errors of 4000
 
 def test_report_and_table_of_an_evaluation():
     model = pixels()

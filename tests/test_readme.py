@@ -15,8 +15,8 @@ def numbers(table):
             for m in re.finditer(r'^(\w+)[^\d\n]*?([\d.]+)\s+± ([\d.]+)$', table, re.M)}
 
 def test_the_example_prints_what_it_shows(capsys):
-    """The same table, its total the sum of its terms; below what every level equally likely costs. The figures
-    of so short a training are another processor's own."""
+    """The same table, its total the sum of its terms; below what every level equally likely costs. The
+    figures of so short a training are another processor's own."""
     code, shown = re.search(r'^```python\n(import torch.*?)^```\n+```\n(.*?)^```', text, re.M | re.S).groups()
     assert len([l for l in code.splitlines() if l.strip()]) <= 8  # "Eight lines"
     scope = {}; exec(code, scope)
