@@ -15,9 +15,4 @@ def solve(f: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], state: torch.
 
 def standard_normal(z: torch.Tensor) -> torch.Tensor: ...
 
-class FlowPath(typing.NamedTuple):
-    log_prob: torch.Tensor
-    z_1: torch.Tensor
-    nfe: torch.Tensor
-
-def log_density(model: mulan_vdm.diffusion.Diffusion, z_0: torch.Tensor, w: torch.Tensor | None = ..., y: torch.Tensor | None = ..., probes: torch.Tensor | None = ..., terminal: Callable[[torch.Tensor], torch.Tensor] = ..., **solver: typing.Any) -> FlowPath: ...
+def log_density(model: mulan_vdm.diffusion.Diffusion, z_0: torch.Tensor, w: torch.Tensor | None = ..., y: torch.Tensor | None = ..., probes: torch.Tensor | None = ..., terminal: Callable[[torch.Tensor], torch.Tensor] = ..., **solver: typing.Any) -> _FlowPath: ...

@@ -9,22 +9,6 @@ dequantizations: dict[str, typing.Any]
 
 traces: dict[str, typing.Any]
 
-def uniform(u: torch.Tensor, spread: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
-
-def truncated_normal(u: torch.Tensor, spread: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
-
-class Start(typing.NamedTuple):
-    z_0: torch.Tensor
-    w: torch.Tensor | None
-    probes: torch.Tensor | None
-    volume: torch.Tensor
-    dequantization: torch.Tensor
-    latent: torch.Tensor
-
-def begin(model: mulan_vdm.diffusion.Diffusion, x: torch.Tensor, draws: int, dequantization: str, trace: str, probes: int, ratio: bool, generator: torch._C.Generator) -> Start: ...
-
-def combine(first: torch.Tensor, second: torch.Tensor, importance: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]: ...
-
-def follow(model: mulan_vdm.diffusion.Diffusion, x: torch.Tensor, y: torch.Tensor | None, seeds: list[int], draws: int, trace: str, probes: int, dequantization: str, ratio: bool, **solver: typing.Any) -> torch.Tensor: ...
+def begin(model: mulan_vdm.diffusion.Diffusion, x: torch.Tensor, draws: int, dequantization: str, trace: str, probes: int, ratio: bool, generator: torch._C.Generator) -> _Start: ...
 
 def ode_evaluate(model: mulan_vdm.diffusion.Diffusion, x: torch.Tensor, y: torch.Tensor | None = ..., draws: int = ..., trace: str = ..., probes: int = ..., dequantization: str = ..., importance: bool = ..., exact_limit: int = ..., strata: torch.Tensor | None = ..., batch_size: int = ..., generator: torch._C.Generator | None = ..., progress: bool = ..., **solver: typing.Any) -> mulan_vdm.evaluation.Evaluation: ...

@@ -8,15 +8,11 @@ Denoise = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tenso
 
 Step = Callable[[Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]], torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
-Level = Callable[[float], torch.Tensor]
-
 Grid = Callable[[Callable[[float], torch.Tensor], float], torch.Tensor]
 
 samplers: dict[str, typing.Any]
 
 grids: dict[str, typing.Any]
-
-flows: dict[str, typing.Any]
 
 def ddpm_step(denoise: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]], z_t: torch.Tensor, gamma_t: torch.Tensor, gamma_s: torch.Tensor, noise: torch.Tensor) -> torch.Tensor: ...
 
@@ -35,20 +31,7 @@ dpmpp_2m: Maker
 
 def ode_step(denoise: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]], z_t: torch.Tensor, gamma_t: torch.Tensor, gamma_s: torch.Tensor, noise: torch.Tensor, tolerance: float = ..., max_steps: int = ...) -> torch.Tensor: ...
 
-def time_grid(level: Callable[[float], torch.Tensor], u: float) -> torch.Tensor: ...
-
-def logsnr_grid(level: Callable[[float], torch.Tensor], u: float) -> torch.Tensor: ...
-
-def rho_grid(level: Callable[[float], torch.Tensor], u: float, rho: float = ...) -> torch.Tensor: ...
-
-def guided(model: mulan_vdm.diffusion.Diffusion, z: torch.Tensor, gamma: torch.Tensor, w: torch.Tensor | None, y: torch.Tensor | None, guidance: float = ..., clip: float | None = ...) -> tuple[torch.Tensor, torch.Tensor]: ...
-
-class Stage(typing.NamedTuple):
-    t: float
-    gamma: torch.Tensor
-    z: torch.Tensor
-
-def trajectory(model: mulan_vdm.diffusion.Diffusion, n: int, steps: int, step: Union[Callable[[Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]], torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor], Maker, str] = ..., grid: Union[Callable[[Callable[[float], torch.Tensor], float], torch.Tensor], torch.Tensor, list[float], str] = ..., w: torch.Tensor | None = ..., z_1: torch.Tensor | None = ..., y: torch.Tensor | None = ..., guidance: float = ..., clip: float | None = ..., clean: bool = ..., generator: torch._C.Generator | None = ..., batch_size: int | None = ...) -> Iterator[Stage]: ...
+def trajectory(model: mulan_vdm.diffusion.Diffusion, n: int, steps: int, step: Union[Callable[[Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]], torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor], Maker, str] = ..., grid: Union[Callable[[Callable[[float], torch.Tensor], float], torch.Tensor], torch.Tensor, list[float], str] = ..., w: torch.Tensor | None = ..., z_1: torch.Tensor | None = ..., y: torch.Tensor | None = ..., guidance: float = ..., clip: float | None = ..., clean: bool = ..., generator: torch._C.Generator | None = ..., batch_size: int | None = ...) -> Iterator[_Stage]: ...
 
 def sample(model: mulan_vdm.diffusion.Diffusion, n: int, steps: int, progress: bool = ..., **kwargs: typing.Any) -> torch.Tensor: ...
 
