@@ -38,7 +38,8 @@ def fair(assign):
     target, value = assign.targets[0], assign.value
     if not (isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)): return True
     said = {ast.unparse(t) for t in target.elts}
-    read = {ast.unparse(n) for n in ast.walk(value) if isinstance(n, (ast.Name, ast.Attribute, ast.Subscript))}
+    places = ast.Name, ast.Attribute, ast.Subscript
+    read = {ast.unparse(n) for n in ast.walk(value) if isinstance(n, places)}
     if said & read: return True
     alike = len({shape(v) for v in value.elts}) == 1
     return alike and isinstance(value.elts[0], (ast.Call, ast.BinOp, ast.Subscript))
@@ -66,10 +67,12 @@ def shared_comments(source):
     for f in functions(ast.parse(source)):
         named = {}
         for a in (*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs, f.args.vararg, f.args.kwarg):
-            if a is not None and a.arg not in ('self', 'cls', 'ctx'): named.setdefault(a.lineno, []).append(a.arg)
+            if a is None or a.arg in ('self', 'cls', 'ctx'): continue
+            named.setdefault(a.lineno, []).append(a.arg)
         for line, names in named.items():
             code, _, comment = lines[line - 1].partition(' # ')
-            if comment and '->' not in code and len(names) > 1: yield line, f'one comment for {", ".join(names)}'
+            if comment and '->' not in code and len(names) > 1:
+                yield line, f'one comment for {", ".join(names)}'
             if comment and re.search(r'-> None:\s*$', code): yield line, 'a comment on -> None'
 
 def nodes_per_line(sources):
@@ -94,8 +97,8 @@ def definitions(cell):
     return [n.name for n in ast.parse(cell).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
 
 def asserted_soon(cells):
-    """For every exported definition: its name, and whether code among the next three cells uses it. A module's
-    `forward` is not called by its name."""
+    """For every exported definition: its name, and whether code among the next three cells uses it.
+    A module's `forward` is not called by its name."""
     for i, (source, code) in enumerate(cells):
         if not (code and exported.search(source)): continue
         later = '\n'.join(s for s, c in cells[i + 1:i + 4] if c and not exported.search(s))
@@ -141,17 +144,21 @@ def main():
     lines = sum(bool(l.strip()) for s in sources.values() for l in s.splitlines())
     faults = [(m, *f) for m, s in sources.items() for f in unfair(s)]
     python = sys.executable
-    bare, torch, package = (seconds(python, '-c', c) for c in ('', 'import torch', 'import mulan_vdm.systems'))
+    bare = seconds(python, '-c', '')
+    torch = seconds(python, '-c', 'import torch')
+    package = seconds(python, '-c', 'import mulan_vdm.systems')
+    command = seconds(python, '-m', 'mulan_vdm', '--help')
     rows = [('syntax nodes per body line, median', f'{statistics.median(nodes_per_line(sources)):.1f}', '12'),
             ('two ideas in a statement', len(faults), '0'),
-            ('exported cell, lines: median / 90%', f'{statistics.median(sizes):.0f} / {quantile(sizes, 0.9)}', '12 / 25'),
+            ('exported cell, lines: median / 90%',
+             f'{statistics.median(sizes):.0f} / {quantile(sizes, 0.9)}', '12 / 25'),
             ('definitions asserted or used within three cells', f'{statistics.mean(soon):.0%}', '85%'),
             ('public names', sum(map(len, names.values())), '170'),
             ('of these named by no other module', len(unused), ''),
             ('longest argument list', f'{many} ({where})', '15'),
             ('library lines', lines, '4703'),
             ('import over torch, seconds', f'{package - torch:.2f}', '0.15'),
-            ('--help over python, seconds', f"{seconds(python, '-m', 'mulan_vdm', '--help') - bare:.2f}", '0.1')]
+            ('--help over python, seconds', f'{command - bare:.2f}', '0.1')]
     print(f"{'':50}{'now':>22}{'goal':>10}")
     for what, now, goal in rows: print(f'{what:50}{now!s:>22}{goal:>10}')
     if '--names' in sys.argv: print('\nnamed by no other module:', ', '.join(unused))

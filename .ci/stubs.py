@@ -1,5 +1,5 @@
-"""Write a stub beside every module: signatures as they are at run time, with the methods that notebooks add to a
-class cell by cell and the arguments that a function hands on. Type checkers and editors read these.
+"""Write a stub beside every module: signatures as they are at run time, with the methods that notebooks add
+to a class cell by cell and the arguments that a function hands on. Type checkers and editors read these.
 """
 import importlib
 import inspect
@@ -50,7 +50,8 @@ def members(cls):
             kind = 'classmethod' if isinstance(value, classmethod) else 'staticmethod'
             yield f'@{kind}\n' + signature(value.__func__, name, kind == 'classmethod')
         elif isinstance(value, property):
-            yield f'@property\ndef {name}(self) -> {annotation(inspect.signature(value.fget).return_annotation)}: ...'
+            result = annotation(inspect.signature(value.fget).return_annotation)
+            yield f'@property\ndef {name}(self) -> {result}: ...'
         elif inspect.isfunction(value):
             yield signature(value, name, method=True)
             if name == 'forward': yield signature(value, '__call__', method=True)

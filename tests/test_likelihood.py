@@ -83,7 +83,8 @@ def test_probes_agree_with_the_exact_trace():
                      for n, trace in ((1, 'exact'), (8, 'rademacher'), (8, 'gaussian')))
     for e in noisy:
         d = e.bpd - exact.bpd; assert abs(d.mean()) < 5 * d.std() / 24**0.5 and d.std() > 1e-3
-        assert e.extra['nfe'].max() < 2 * exact.extra['nfe'].max()  # a probe that changes on the way takes ten times as many
+        # a probe that changes on the way takes ten times as many
+        assert e.extra['nfe'].max() < 2 * exact.extra['nfe'].max()
 
 def test_real_data_need_no_dequantization():
     "Density of real data in nats, charged with nothing, and the same with bits/dim."

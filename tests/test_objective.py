@@ -215,7 +215,8 @@ def test_variance_applies_to_training_in_continuous_time_only():
     net, inside = Net(), list(schedule.interior().values())
     def grads(variance, train=True, T=None):
         model = Diffusion(net, schedule, Codec(17), (3,), variance=variance).train(train)
-        return torch.autograd.grad(model(x, t=t, T=T, rows=Rows(torch.Generator().manual_seed(2))).loss.mean(),
+        rows = Rows(torch.Generator().manual_seed(2))
+        return torch.autograd.grad(model(x, t=t, T=T, rows=rows).loss.mean(),
                                    inside)
     for case in (dict(T=10), dict(train=False)):
         for a, b in zip(grads(True, **case), grads(False, **case)): assert torch.equal(a, b)

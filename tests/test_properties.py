@@ -294,7 +294,7 @@ def said(argv):
     out, err = io.StringIO(), io.StringIO()
     with (contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
           pytest.MonkeyPatch.context() as patch):
-        patch.setattr(training, '_accelerator_for', refuse)                               # no step is ever taken
+        patch.setattr(training, '_accelerator_for', refuse)                      # no step is ever taken
         try: status = cli.main(argv)
         except SystemExit as e: status = e.code
     lines = [l for l in err.getvalue().splitlines() if l.strip() and '\r' not in l]
