@@ -76,9 +76,11 @@ def class_stub(cls):
     return f"class {cls.__name__}{f'({bases})' if bases else ''}:\n{inside}"
 
 def stub(module):
-    "The stub of a module: its public names."
+    "The stub of a module: its public names, and the private classes that their types may name."
     parts = []
-    for name in module.__all__:
+    private = [name for name, value in vars(module).items()
+               if name.startswith('_') and inspect.isclass(value) and value.__module__ == module.__name__]
+    for name in [*private, *module.__all__]:
         value = getattr(module, name)
         if inspect.isclass(value): parts.append(class_stub(value))
         elif inspect.isfunction(value): parts.append(signature(value, name))

@@ -1,5 +1,13 @@
 from typing import Any, Callable, Iterable, Iterator, Optional, Sequence, Union
 import torch
+import torch.autograd.function
+import typing
+
+class _LogNormalizer(torch.autograd.function.Function):
+    @staticmethod
+    def forward(ctx: typing.Any, u: torch.Tensor, beta: torch.Tensor, start: torch.Tensor, width: int) -> torch.Tensor: ...
+    @staticmethod
+    def backward(ctx: typing.Any, grad: typing.Any) -> typing.Any: ...
 
 class Codec:
     def __init__(self, vocab: int) -> None: ...

@@ -3,6 +3,11 @@ import mulan_vdm.diffusion
 import torch
 import typing
 
+class _FlowPath(typing.NamedTuple):
+    log_prob: torch.Tensor
+    z_1: torch.Tensor
+    nfe: torch.Tensor
+
 def drift(z: torch.Tensor, eps_hat: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor: ...
 
 def velocity(model: mulan_vdm.diffusion.Diffusion, t: torch.Tensor, w: torch.Tensor | None = ..., y: torch.Tensor | None = ...) -> Callable[[torch.Tensor], torch.Tensor]: ...

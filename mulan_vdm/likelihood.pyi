@@ -5,6 +5,14 @@ import torch
 import torch._C
 import typing
 
+class _Start(typing.NamedTuple):
+    z_0: torch.Tensor
+    w: torch.Tensor | None
+    probes: torch.Tensor | None
+    volume: torch.Tensor
+    dequantization: torch.Tensor
+    latent: torch.Tensor
+
 dequantizations: dict[str, typing.Any]
 
 traces: dict[str, typing.Any]

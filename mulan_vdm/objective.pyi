@@ -3,6 +3,13 @@ import mulan_vdm.schedules
 import torch
 import typing
 
+class _Rescaled:
+    weighting: Callable[[torch.Tensor], torch.Tensor]
+    shift: float
+    top: float
+    def __call__(self, logsnr: torch.Tensor) -> torch.Tensor: ...
+    def __init__(self, weighting: Callable[[torch.Tensor], torch.Tensor], shift: float, top: float = ...) -> None: ...
+
 Prediction = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 Weighting = Callable[[torch.Tensor], torch.Tensor]

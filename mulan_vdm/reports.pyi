@@ -5,6 +5,9 @@ import mulan_vdm.evaluation
 import pathlib
 import typing
 
+class _Reported(typing.NamedTuple):
+    ...
+
 class Result(fastcore.basics.AttrDict):
     def __init__(self, text: str, **found: typing.Any) -> None: ...
 

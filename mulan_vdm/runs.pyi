@@ -5,6 +5,9 @@ import numpy
 import pathlib
 import torch
 
+class _Unfit(ValueError):
+    ...
+
 class Run:
     files: dict
     tails: dict

@@ -4,6 +4,11 @@ import torch
 import torch._C
 import typing
 
+class _Stage(typing.NamedTuple):
+    t: float
+    gamma: torch.Tensor
+    z: torch.Tensor
+
 Denoise = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 Step = Callable[[Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]], torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]

@@ -2,8 +2,18 @@ from typing import Any, Callable, Iterable, Iterator, Optional, Sequence, Union
 import mulan_vdm.data
 import mulan_vdm.diffusion
 import pathlib
+import torch
 import torch.nn.modules.module
+import torch.optim.optimizer
+import torch.optim.swa_utils
 import typing
+
+class _Session:
+    def __init__(self, out: pathlib.Path | str | None = ..., config: dict | None = ..., resume: bool = ..., previous: bool = ..., log_every: int = ..., save_every: int = ..., progress: bool = ..., stop: Callable[[], bool] = ..., precision: str = ..., accumulate: int = ..., checkpointing: bool = ..., compile: bool = ..., shard: bool = ...) -> None: ...
+    def opened(self, config: dict) -> Iterator[None]: ...
+    def continued(self) -> tuple[dict[str, torch.Tensor], int, float]: ...
+    def record(self, now: Progress, last: bool, ending: bool, state: Callable[[], dict[str, torch.Tensor]]) -> None: ...
+    def prepare(self, model: mulan_vdm.diffusion.Diffusion, average: torch.optim.swa_utils.AveragedModel, tensors: dict[str, torch.Tensor], **options: typing.Any) -> tuple[torch.nn.modules.module.Module, torch.optim.optimizer.Optimizer]: ...
 
 class Progress(typing.NamedTuple):
     step: int

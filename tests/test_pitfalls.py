@@ -56,7 +56,7 @@ def test_monotone_network_keeps_its_ends_while_it_learns():
         assert_close(s(torch.tensor([0., 1.])), torch.tensor([-13.3, 5.]))
 
 def test_average_is_taken_after_the_step():
-    m = vdm((1, 8, 8), 17, channels=8, blocks=1, dropout=0., fourier_max=6)
+    m = vdm((1, 8, 8), 17, channels=8, blocks=1, dropout=0., fourier=())
     for p in itertools.islice(fit(m, load('digits'), 3, 8, ema=0., lr=1e-2, warmup=0, progress=False), 3):
         for a, b in zip(p.model.parameters(), m.parameters()): assert torch.equal(a, b)
 

@@ -200,7 +200,8 @@ class Optimal(nn.Module):
 @example(-20., 20., 'optimal', 1000, 256, 0)
 def test_single_precision_at_the_ends(low, high, which, T, vocab, seed):
     """gamma to -20 and 20: in single precision every term is finite and within a thousandth of double
-    precision, or within 1e-4 nats per dimension."""
+    precision, or within 1e-4 nats per dimension. The loss of a long step is rate / 2 times the square of a small
+    error, which rounding moves by its own size: four times that is allowed."""
     torch.manual_seed(seed); net = Optimal() if which == 'optimal' else MLP(6, 16, 1)
     if which == 'net': nn.init.normal_(net.out.weight, std=0.1)
     model = Diffusion(net, Linear(low, high), Codec(vocab), (6,)).eval()
@@ -209,9 +210,12 @@ def test_single_precision_at_the_ends(low, high, which, T, vocab, seed):
         with torch.no_grad(), OneNoise():
             return model(x, T=T, t=t, rows=Rows(torch.Generator().manual_seed(seed)))
     single, double = terms(model), terms(model.double())
+    rate = high - low if T is None else T * math.expm1((high - low) / T)
+    rounding = torch.finfo(torch.float32).eps
     for name, a, b in zip(single._fields, single, double):
-        assert a.isfinite().all() and b.isfinite().all() and (
-            (a.double() - b).abs() <= 1e-3 * b.abs() + 6e-4).all(), (name, (a.double() - b).abs().max(), b)
+        allowed = 1e-3 * b.abs() + 6e-4 + 4 * rounding * (rate * b.abs()).sqrt()
+        assert a.isfinite().all() and b.isfinite().all(), (name, a, b)
+        assert ((a.double() - b).abs() <= allowed).all(), (name, (a.double() - b).abs().max(), b)
 
 @cases(150)
 @given(floats(-20, 0), floats(1, 20), st.integers(1, 5), st.sampled_from([None, 1, 5, 50]))
