@@ -55,8 +55,7 @@ def divergence(f: Callable[[Tensor], Tensor], # velocity of (B, *event), each ex
     (hutchinson) of this notebook."""
     moved, pull = torch.func.vjp(f, z)
     v = _unit_vectors(z) if probes is None else probes
-    if len(v) == 1: products = pull(v[0])[0][None]
-    else: products = torch.func.vmap(lambda u: pull(u)[0])(v)
+    products = torch.stack([pull(u)[0] for u in v]) # one by one: older torch cannot batch them
     traces = (v * products).flatten(2).sum(2).T
     if probes is None: traces = traces.sum(1, keepdim=True)
     return moved, traces
