@@ -200,8 +200,8 @@ class Optimal(nn.Module):
 @example(-20., 20., 'optimal', 1000, 256, 0)
 def test_single_precision_at_the_ends(low, high, which, T, vocab, seed):
     """gamma to -20 and 20: in single precision every term is finite and within a thousandth of double
-    precision, or within 1e-4 nats per dimension. The loss of a long step is rate / 2 times the square of a small
-    error, which rounding moves by its own size: four times that is allowed."""
+    precision, or within 1e-4 nats per dimension. The loss of a long step is rate / 2 times the square
+    of a small error, which rounding moves by its own size: four times that is allowed."""
     torch.manual_seed(seed); net = Optimal() if which == 'optimal' else MLP(6, 16, 1)
     if which == 'net': nn.init.normal_(net.out.weight, std=0.1)
     model = Diffusion(net, Linear(low, high), Codec(vocab), (6,)).eval()
