@@ -32,8 +32,8 @@ def test_help_is_quick():
 
 @pytest.mark.parametrize('words', [[], ['--help']])
 def test_plain_help_leaves_torch_alone(words):
-    code = ("import sys; from mulan_vdm.cli import main\ntry: main(sys.argv[1:])\n"
-            "finally: print('torch' in sys.modules)")
+    code = ("import sys; before = {*sys.modules}; from mulan_vdm.cli import main\n"
+            "try: main(sys.argv[1:])\nfinally: print('torch' in {*sys.modules} - before)")
     done = subprocess.run([sys.executable, '-c', code, *words], capture_output=True, text=True, env=ENV)
     assert done.returncode == 0 and done.stdout.startswith('usage: mulan-vdm')
     assert done.stdout.endswith('False\n')
