@@ -140,6 +140,14 @@ def _kind(v: Tensor) -> str:
     "Type and shape of a tensor, in words."
     return f"{str(v.dtype).removeprefix('torch.')} {tuple(v.shape)}"
 
+_before = {'place': 'centers'} # last part of a name in version 0.1.0 and today
+
+def _named_today(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    "Tensors that an earlier version may have stored, by today's names."
+    parted = {k: k.rpartition('.') for k in tensors}
+    return {''.join((*parted[k][:2], _before.get(parted[k][2], parted[k][2]))): v
+            for k, v in tensors.items()}
+
 def _misfit(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> str | None:
     "The first tensor that is unknown, missing, or of another type or shape; None if all fit."
     stems = {k.rpartition('.')[0] for k in found}
@@ -200,6 +208,7 @@ def load(self: Run,
         raise FileNotFoundError(f"no checkpoint at {path}: {remedy}")
     try:
         tensors, step = _read_tensors(path, prefixes)
+        tensors = _named_today(tensors)
         if like is not None and (misfit := _misfit(tensors, like)): raise _Other(misfit)
         if nonsense := _nonsense(tensors): raise _Unfit(nonsense)
         return {k: v.to(device) for k, v in tensors.items()}, step
