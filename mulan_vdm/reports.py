@@ -352,7 +352,7 @@ def _bounds(runs: list[Run]) -> list[dict]: # one row each
     values = [torch.from_numpy(run.per_image()['bpd']) for run in runs]
     strata = runs[0].data().strata
     alike = lambda r: all(r.get(k, False) == reports[0].get(k, False)
-                          for k in ('data', 'release', 'n', 'seed', 'draws', 'T', 'even'))
+                          for k in ('data', 'release', 'n', 'seed', 'draws', 'T'))
     rows = []
     for run, r, bpd in zip(runs, reports, values):
         paired = rows and alike(r)
