@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 DEMO := runs/demo
 DEMO_STEPS ?= 350
 
-.PHONY: help demo test test-portable nbs bench house sync export readme docs docs-test clean
+.PHONY: help demo test nightly test-portable nbs bench house sync export readme docs docs-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ demo: $(INSTALLED) ## train VDM and MuLAN on the digits in runs/demo (DEMO_STEPS
 
 test: $(INSTALLED) ## sync check, every notebook, then the tests; the last line says what passed
 	$(BIN)/python .ci/test.py
+
+nightly: $(INSTALLED) ## the tests marked nightly: tens of thousands of generated words, files and calls (an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m nightly tests
 
 test-portable: $(INSTALLED) ## notebooks and tests as on other machines: processors, threads, seeds, versions (hours); ONLY=sse41 runs one setting
 	$(BIN)/python .ci/portable.py $(if $(ONLY),--only $(ONLY))

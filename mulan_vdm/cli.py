@@ -12,7 +12,7 @@ import os
 import sys
 from typing import Any, Callable
 from . import __version__
-from .words import (add_flags, as_program, end_bars, Parser, reading, show, spoken, suggestion,
+from .words import (add_flags, as_program, emit, end_bars, Parser, reading, spoken, suggestion,
                              told, Usage, watched, with_lines)
 
 # %% ../nbs/25_cli.ipynb #f2090b0f
@@ -116,7 +116,7 @@ def _configure(argv: list[str] # words of `mulan-vdm train`
 # %% ../nbs/25_cli.ipynb #3fc1ea36
 def _say(text: str) -> None:
     "Prints in one of the processes that were started together."
-    if os.environ.get('RANK') in (None, '', '0'): show(text, sys.stdout)
+    if os.environ.get('RANK') in (None, '', '0'): emit(text, sys.stdout)
 
 # %% ../nbs/25_cli.ipynb #20e16e31
 def _ending(run: 'Run', data: 'Data',
@@ -197,7 +197,7 @@ def _flag_names(command: str) -> set[str]:
         from mulan_vdm.training import fit
         functions += [fit, *systems.values()]
     names = {name for f in functions for name in inspect.signature(f).parameters}
-    return names - {'run', 'runs', 'name', 'argv'} | {'data'}
+    return names - {'run', 'runs', 'name', 'argv'} | {'data', 'out', 'preset'}
 
 # %% ../nbs/25_cli.ipynb #b32d3128
 def _answer(command: str, argv: list[str]) -> str: # words after the command; what to print
@@ -245,10 +245,10 @@ def main(argv: list[str] | None = None # words of the command line; sys.argv by 
         end_bars()
         early = isinstance(error, (Usage, ImportError, KeyboardInterrupt))
         said, status = told(error, () if early else _flag_names(command))
-        show(f'mulan-vdm: {said}', sys.stderr)
+        emit(f'mulan-vdm: {said}', sys.stderr)
         return status
     finally:
-        with contextlib.suppress(OSError): show('', sys.stdout, '') # of --help too
+        with contextlib.suppress(OSError): emit('', sys.stdout, '') # of --help too
 
 # %% ../nbs/25_cli.ipynb #5eaeccd6
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

@@ -214,11 +214,10 @@ def _labels(model: Diffusion, n: int, label: int | None) -> Tensor | None: # (n,
 def _read_latents(path: str | Path) -> Tensor: # means (N, d)
     "Latents of a file; raises FileNotFoundError or ValueError for a file that holds none."
     if not Path(path).exists():
-        raise FileNotFoundError(f"latents={path} does not exist: write it by mulan-vdm encode")
+        raise FileNotFoundError(f"latents='{path}' does not exist: write it by mulan-vdm encode")
     try: return torch.from_numpy(np.load(path)['mean'])
-    except (KeyError, ValueError, IndexError, TypeError, zipfile.BadZipFile) as e:
-        raise ValueError(f"latents={path} holds no array `mean` ({e}): "
-                         "write it by mulan-vdm encode") from None
+    except (KeyError, ValueError, IndexError, TypeError, EOFError, zipfile.BadZipFile):
+        raise ValueError(f"latents='{path}' holds no array `mean`: write it by mulan-vdm encode") from None
 
 # %% ../nbs/23_reports.ipynb #0d464138
 def _verdict(report: dict # of sample_scores
@@ -472,7 +471,8 @@ def gallery(runs: list[str | Path], # run folders
     figure = plot_rows(rows)
     if picture: figure.savefig(picture, dpi=150)
     missing = f", without {', '.join(without)}" if without else ''
-    return Result(f'picture: {picture}{missing}', figure=figure)
+    place = f'picture: {picture}' if picture else 'no file was named'
+    return Result(f'{place}{missing}', figure=figure)
 
 # %% ../nbs/23_reports.ipynb #93ef896a
 def describe_run(run: str | Path # run folder
