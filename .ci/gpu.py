@@ -20,7 +20,7 @@ from mulan_vdm.likelihood import ode_evaluate
 from mulan_vdm.processes import Rows, mixed_seed
 from mulan_vdm.sampling import sample
 from mulan_vdm.systems import preset
-from mulan_vdm.training import adapted, fit
+from mulan_vdm.training import fit
 
 accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
 device = accelerator or torch.device('cpu')
