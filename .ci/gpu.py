@@ -1,7 +1,7 @@
 """What the package does on an accelerator: parity with the processor, speed and memory, then a training.
 
 Parts run in order of value under one time budget, each stored in nbs/reports/gpu (or `--out`) as soon as it
-ends, with the card and the versions. Without an accelerator everything runs scaled down, as a test of itself.
+ends, with the card and the versions. Without an accelerator everything runs scaled down, to test itself.
 Images are random pixels, except for the training: Fashion-MNIST from `--images`, the folder of its four files.
 """
 import contextlib, gc, json, platform, subprocess, sys, tempfile, time
@@ -111,7 +111,8 @@ def parity(seconds):
             if k == 'bf16': continue
             kind = k.split(':')[0]
             kinds[kind] = max(kinds.get(kind, 0.), difference(v, here[k]))
-        rows.append(dict(name=name, **kinds, bf16=float(there['bf16']), nats=float(there['loss: whole'].mean())))
+        nats = float(there['loss: whole'].mean())
+        rows.append(dict(name=name, **kinds, bf16=float(there['bf16']), nats=nats))
         print(rows[-1], flush=True)
     return dict(rows=rows, resumed=resumed())
 
@@ -134,7 +135,8 @@ def operations(model, x, y, w):
     "Floating-point operations of the network, forward and backward, for one image."
     z, gamma = torch.zeros(1, *x.shape[1:]), torch.zeros(1, *[1] * (x.dim() - 1))
     with FlopCounterMode(display=False) as counter:
-        model.net(z, gamma, w=None if w is None else w[:1].cpu(), y=None if y is None else y[:1].cpu()).sum().backward()
+        w, y = (None if v is None else v[:1] for v in (w, y))
+        model.net(z, gamma, w=w, y=y).sum().backward()
     return counter.get_total_flops()
 
 def synchronize():
@@ -152,7 +154,9 @@ def rate(step, n, turns):
     return dict(images=n / took, gib=torch.cuda.max_memory_allocated() / 2**30 if accelerator else None)
 
 variants = { # name: TF32, precision, channels last, compiled (network or objective)
-    'float32': (False, None, False, ''), 'tf32': (True, None, False, ''), 'bf16': (True, torch.bfloat16, False, ''),
+    'float32': (False, None, False, ''),
+    'tf32': (True, None, False, ''),
+    'bf16': (True, torch.bfloat16, False, ''),
     'bf16, channels last': (True, torch.bfloat16, True, ''),
     'bf16, compiled network': (True, torch.bfloat16, False, 'network'),
     'bf16, compiled objective': (True, torch.bfloat16, False, 'objective')}
@@ -228,7 +232,8 @@ def train_one(which, seed, steps, images, out):
         for now in fit(model, data, steps=steps, batch_size=128, lr=1e-3, ema=0.999, seed=seed, progress=False,
                        precision='bf16' if accelerator else 'no'): pass
     trained = time.monotonic() - start
-    with tf32(False): found = evaluate(now.model, data.test.x[:2000 if accelerator else 8].to(device), draws=8, seed=0)
+    judged = data.test.x[:2000 if accelerator else 8].to(device)
+    with tf32(False): found = evaluate(now.model, judged, draws=8, seed=0)
     mean, error = mean_se(found.bpd)
     report = dict(system=which, seed=seed, steps=steps, seconds=trained, bpd=float(mean), se=float(error),
                   per_image=[round(float(v), 5) for v in found.bpd])
@@ -254,14 +259,15 @@ def together(folder, seeds, steps, images):
         for seed in range(seeds):
             out = Path(folder)/f'{which}-{seed}.json'
             out.unlink(missing_ok=True)
-            command = [sys.executable, __file__, '--one', which, '--seed', seed, '--steps', steps, '--out', out]
-            jobs.append((out, subprocess.Popen(list(map(str, command + (['--images', images] if images else []))))))
+            command = [sys.executable, __file__, '--one', which, '--seed', seed, '--steps', steps]
+            command += ['--out', out, '--images', images]
+            jobs.append((out, subprocess.Popen(list(map(str, command)))))
     for _, process in jobs: process.wait()
     return [json.loads(out.read_text()) for out, _ in jobs if out.exists()]
 
 def card():
     "Name of what everything ran on."
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
 
 def store(folder, name, found):
     "Write a part's report with what it ran on."
