@@ -2,7 +2,7 @@
 
 Parts run in order of value under one time budget, each stored in nbs/reports/gpu (or `--out`) as soon as it
 ends, with the card and the versions. Without an accelerator everything runs scaled down, to test itself.
-Images are random pixels, except for the training: Fashion-MNIST from `--images`, the folder of its four files.
+Images are random pixels; in the training, Fashion-MNIST from `--images`, the folder of its four files.
 """
 import contextlib, gc, json, platform, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -229,8 +229,8 @@ def train_one(which, seed, steps, images, out):
     model = preset(name, data, **changes, **size)
     start = time.monotonic()
     with tf32(True):
-        for now in fit(model, data, steps=steps, batch_size=128, lr=1e-3, ema=0.999, seed=seed, progress=False,
-                       precision='bf16' if accelerator else 'no'): pass
+        for now in fit(model, data, steps=steps, batch_size=128, lr=1e-3, ema=0.999, seed=seed,
+                       precision='bf16' if accelerator else 'no', progress=False): pass
     trained = time.monotonic() - start
     judged = data.test.x[:2000 if accelerator else 8].to(device)
     with tf32(False): found = evaluate(now.model, judged, draws=8, seed=0)
