@@ -53,7 +53,7 @@ def ddim_step(denoise: Denoise, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor, n
               eta: float = 0. # share of fresh noise: 0 for none, 1 for the ancestral step
              ) -> Tensor:     # z_s, like z_t
     """First-order step along the probability flow, with eta times the ancestral noise;
-    Song et al. 2021, eq. (eta) of this notebook."""
+    Song, Meng and Ermon 2021, eq. (eta) of this notebook."""
     x_hat, eps_hat = denoise(z_t, gamma_t)
     fresh = -eta**2 * torch.expm1(gamma_s - gamma_t)
     mixed = (1 - fresh).sqrt() * eps_hat + fresh.sqrt() * noise
