@@ -159,10 +159,11 @@ def test_a_mistake_is_one_line_of_the_program_too(tmp_path):
     assert (done.returncode, done.stderr.count('\n'), done.stdout) == (2, 1, '')
 
 def test_hyphens_are_underscores(run, tmp_path):
-    words = ['train', *SMALL[:-2], '--batch-size', 16, '--no-learn-ends', '--steps', 1, '--out', tmp_path / 'x']
-    status, out, err = said(*words)
+    out = tmp_path / 'x'
+    words = ['train', *SMALL[:-2], '--batch-size', 16, '--no-learn-ends', '--steps', 1, '--out', out]
+    status, _, err = said(*words)
     assert status == 0, err
-    assert json.loads((tmp_path / 'x' / 'config.json').read_text())['fit']['batch_size'] == 16
+    assert json.loads((out / 'config.json').read_text())['fit']['batch_size'] == 16
 
 def test_help_shows_the_preset_in_force(capsys):
     from mulan_vdm.cli import main
