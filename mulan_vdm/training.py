@@ -204,11 +204,16 @@ def _clip_sharded(model: nn.Module, clip: float) -> float: # norm before
     return norm
 
 # %% ../nbs/15_training.ipynb #048dd4b2
+def _weights(model: Diffusion) -> list[list[nn.Parameter]]: # groups
+    "All weights in the optimizer's order: those of the network, which may be sharded, and others."
+    own = {id(p) for p in model.net.parameters()}
+    rest = [p for p in model.parameters() if id(p) not in own]
+    return [group for group in (list(model.net.parameters()), rest) if group]
+
 def _adamw(model: Diffusion, **options) -> torch.optim.AdamW: # lr, betas, weight_decay
     "One loop over all weights; sharded ones and others in groups of their own."
-    own = {id(p) for p in model.net.parameters()}
-    groups = list(model.net.parameters()), [p for p in model.parameters() if id(p) not in own]
-    return torch.optim.AdamW([dict(params=g) for g in groups if g], fused=True, **options)
+    groups = [dict(params=group) for group in _weights(model)]
+    return torch.optim.AdamW(groups, fused=True, **options)
 
 # %% ../nbs/15_training.ipynb #8b1bfafd
 def _state_tensors(model: Diffusion, average: AveragedModel,
@@ -233,6 +238,16 @@ def _restore(tensors: dict[str, Tensor], model: Diffusion, average: AveragedMode
     except RuntimeError as e:
         said = ' '.join(str(e).split())[:200]
         raise ValueError(f"the checkpoint belongs to another model: {said}") from None
+
+# %% ../nbs/15_training.ipynb #30fc6889
+def _state_like(model: Diffusion, average: AveragedModel) -> dict[str, Tensor]:
+    "What `_state_tensors` is like: names, types and shapes, before there is an optimizer."
+    named = {f'model.{k}': v for k, v in model.state_dict().items()}
+    named |= {f'ema.{k}': v for k, v in average.state_dict().items()}
+    for i, p in enumerate(p for group in _weights(model) for p in group):
+        moments = dict(step=torch.tensor(0.), exp_avg=p, exp_avg_sq=p)
+        named |= {f'optimizer.{i}.{k}': v for k, v in moments.items()}
+    return named
 
 # %% ../nbs/15_training.ipynb #378c75bb
 def _laid_out_like(v: Tensor, p: Tensor) -> Tensor: # a whole tensor; its parameter
@@ -370,10 +385,12 @@ def opened(self: _Session, config: dict) -> Iterator[None]: # by default
 
 # %% ../nbs/15_training.ipynb #70d6dbad
 @patch
-def continued(self: _Session) -> tuple[dict[str, Tensor], int, float]:
+def continued(self: _Session,
+              like: dict[str, Tensor] # what its tensors must be like
+             ) -> tuple[dict[str, Tensor], int, float]:
     "Tensors, steps done and seconds trained of a run that is resumed; its log ends there."
     if not (self.run and self.resume): return {}, 0, 0.
-    tensors, done = self.run.load() if self.run.checkpoint().exists() else ({}, 0)
+    tensors, done = self.run.load(like=like) if self.run.checkpoint().exists() else ({}, 0)
     return tensors, done, self.run.trim_log(done) if self.main else 0.
 
 @patch
@@ -445,7 +462,7 @@ def fit(model: Diffusion,           # trained in place
     _check_shares(model, batch_size, session.accumulate, accelerator.num_processes)
     config = _described(model, data, given)
     with session.opened(config), adapted(model.net, session.checkpointing, session.compile):
-        tensors, done, seconds = session.continued()
+        tensors, done, seconds = session.continued(_state_like(model, average))
         start = time.time() - seconds
         wrapped, optimizer = session.prepare(model, average, tensors, lr=lr, betas=(0.9, 0.99),
                                              weight_decay=weight_decay)
