@@ -492,9 +492,8 @@ def test_odd_sizes_without_a_size(tmp_path, capsys):
 def test_not_a_number_in_a_batch(tmp_path):
     """A point that is not finite, in a batch to come: the step that meets it stops, its weights unchanged,
     the last checkpoint whole."""
-    data = load('two_moons'); x = data.train.x.clone()
-    x[batch_indices(len(x), 16, 0, 20)[3]] = float('nan')
-    bad = data._replace(train=data.train._replace(x=x))
+    data = load('two_moons'); bad = data._replace(train=data.train._replace(x=data.train.x.clone()))
+    x = bad.train.x; x[batch_indices(len(x), 16, 0, 20)[3]] = float('nan')  # after it was looked at
     torch.manual_seed(0)
     model = Diffusion(MLP(2, 8, 1), Linear(-8., 5.), RealCodec(), (2,)); met = 0
     with pytest.raises(ValueError, match='values that are not finite: clean the data'):
