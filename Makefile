@@ -41,11 +41,11 @@ demo: $(INSTALLED) ## train VDM and MuLAN on the digits in runs/demo (DEMO_STEPS
 test: $(INSTALLED) ## sync check, every notebook, then the tests; the last line says what passed
 	$(BIN)/python .ci/test.py
 
-nightly: $(INSTALLED) ## the tests marked nightly: tens of thousands of generated words, files and calls (an hour)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m nightly tests
-
 test-portable: $(INSTALLED) ## notebooks and tests as on other machines: processors, threads, seeds, versions (hours); ONLY=sse41 runs one setting
 	$(BIN)/python .ci/portable.py $(if $(ONLY),--only $(ONLY))
+
+nightly: $(INSTALLED) ## tests that try all where `make test` tries some: kills at every call, damaged files and words by the ten thousand (an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m nightly tests
 
 notebooks-alone: $(INSTALLED) ## every notebook by itself, from the wheel in an empty folder; NB="nbs/00_noise.ipynb ..." for some
 	$(BIN)/python .ci/alone.py $(NB)
