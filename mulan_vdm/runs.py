@@ -208,6 +208,19 @@ def start(self: Run,
     self.path.mkdir(parents=True, exist_ok=True)
     _write_whole(self.file('config'), (json.dumps(config, indent=2) + '\n').encode())
 
+# %% ../nbs/14_runs.ipynb #c79ee3ac
+@patch
+def revise(self: Run,
+           config: dict,        # what the run goes on with
+           step: int,           # steps done without it
+           changed: dict[str, list] # [old, new] of each training setting that differs
+          ) -> None:
+    "Lays other settings over the stored ones, and keeps under `history` which changed, and when."
+    old = self.config
+    history = old.get('history', []) + ([dict(step=step, changed=changed)] if changed else [])
+    new = {**old, **config, **(dict(history=history) if history else {})}
+    _write_whole(self.file('config'), (json.dumps(new, indent=2) + '\n').encode())
+
 # %% ../nbs/14_runs.ipynb #0ac246c8
 @patch(as_prop=True)
 def config(self: Run) -> dict:
@@ -259,14 +272,19 @@ def trim_log(self: Run, step: int # the last step to keep
     _write_whole(path, ''.join(line + '\n' for line in kept).encode())
     return json.loads(kept[-1])['seconds'] if kept else 0.
 
+def _column(lines: list[dict], name: str) -> list[float]: # one number per line, nan where none is
+    values = [line.get(name) for line in lines]
+    return [float('nan') if v is None else v for v in values]
+
 @patch
 def metrics(self: Run) -> dict[str, np.ndarray]: # by name
-    "Columns of the log; raises FileNotFoundError when nothing was logged."
+    "Columns of the log, nan where a line has none; raises FileNotFoundError for a run without."
     path = self.file('log')
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: train with out={self} first")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return {name: np.array([line[name] for line in lines]) for name in (lines[0] if lines else ())}
+    names = dict.fromkeys(name for line in lines for name in line)
+    return {name: np.array(_column(lines, name)) for name in names}
 
 # %% ../nbs/14_runs.ipynb #c6a53877
 def load_run(path: Path | str) -> tuple[Diffusion, dict, int]: # of a run folder
