@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 DEMO := runs/demo
 DEMO_STEPS ?= 350
 
-.PHONY: help demo test test-portable nbs bench house sync export readme docs docs-test clean
+.PHONY: help demo test test-portable nbs bench gpu house sync export readme docs docs-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ nbs: $(INSTALLED) ## run notebooks and store their outputs: all, or NB="nbs/00_n
 bench: $(BENCH) ## measure speed and memory on one thread, print the tables and store them (nbs/reports/studies/speed.json)
 	$(BIN)/python .ci/bench.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m bench tests
+
+gpu: $(INSTALLED) ## measure on an accelerator: parity, speed, memory, a training (8 minutes, reports in nbs/reports/gpu); scaled down without one
+	$(BIN)/python .ci/gpu.py
 
 house: $(INSTALLED) ## measure how modules and notebooks read, beside the goals
 	$(BIN)/python .ci/house.py

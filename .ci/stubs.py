@@ -1,6 +1,7 @@
 """Write a stub beside every module: signatures as they are at run time, with the methods that notebooks add
 to a class cell by cell and the arguments that a function hands on. Type checkers and editors read these.
 """
+import functools
 import importlib
 import inspect
 import re
@@ -49,8 +50,9 @@ def members(cls):
         if isinstance(value, (classmethod, staticmethod)):
             kind = 'classmethod' if isinstance(value, classmethod) else 'staticmethod'
             yield f'@{kind}\n' + signature(value.__func__, name, kind == 'classmethod')
-        elif isinstance(value, property):
-            result = annotation(inspect.signature(value.fget).return_annotation)
+        elif isinstance(value, (property, functools.cached_property)):
+            read = value.fget if isinstance(value, property) else value.func
+            result = annotation(inspect.signature(read).return_annotation)
             yield f'@property\ndef {name}(self) -> {result}: ...'
         elif inspect.isfunction(value):
             yield signature(value, name, method=True)

@@ -9,32 +9,152 @@ __all__ = ['sources', 'Split', 'Data', 'Source', 'area_resize', 'keep_bits', 'sh
 # %% ../nbs/12_data.ipynb #0b023007
 import gzip
 import hashlib
+import math
 import numpy as np
 import os
 import torch
 import warnings
 import zlib
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from itertools import count
 from numbers import Integral
 from pathlib import Path
 from torch import Tensor
 from typing import Callable, Iterator, NamedTuple
 
+# %% ../nbs/12_data.ipynb #64d3c547
+def _whole(name: str, value: object, low: int, high: int | None = None) -> None:
+    "Raises ValueError unless `value` is an integer from `low` to `high`."
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        if low <= value and (high is None or value <= high): return
+    allowed = f'of at least {low}' if high is None else f'from {low} to {high}'
+    raise ValueError(f'{name}={value!r}: choose an integer {allowed}')
+
+# %% ../nbs/12_data.ipynb #83bb426b
+def _pieces(x: Tensor) -> tuple[Tensor, ...]: # of whole examples
+    "Consecutive parts of about 2**24 numbers: a mapped file is never in memory as a whole."
+    return x.split(max(1, 2**24 // max(1, math.prod(x.shape[1:]))))
+
+def _checked_examples(x: Tensor) -> Tensor:
+    "x; raises TypeError or ValueError unless it holds examples of finite numbers, one a row."
+    if not isinstance(x, Tensor):
+        raise TypeError(f'x is a {type(x).__name__}: pass a tensor, as torch.as_tensor(x) makes it')
+    if x.dtype == torch.bool or x.is_complex():
+        raise ValueError(f'x is {x.dtype}: pass integers, as x.byte() makes them, or floats')
+    if not x.ndim: raise ValueError('x is one number: pass examples in rows, (N, ...)')
+    if x.is_floating_point() and not all(part.isfinite().all() for part in _pieces(x)):
+        raise ValueError('x holds numbers that are not finite: leave those examples out')
+    return x
+
+# %% ../nbs/12_data.ipynb #9d24db10
+def _checked_labels(y: Tensor, n: int) -> Tensor: # int64 (n,)
+    "y; raises TypeError or ValueError unless it numbers the classes of n examples from 0."
+    if not isinstance(y, Tensor):
+        raise TypeError(f'y is a {type(y).__name__}: pass a tensor of labels, or None')
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise ValueError(f'y is {y.dtype}: pass whole numbers, as y.long() makes them')
+    if y.shape != (n,):
+        raise ValueError(f'y has shape {tuple(y.shape)} for {n} examples: pass one label for each, '
+                         f'({n},), or None')
+    if n and y.min() < 0:
+        raise ValueError(f'y holds {int(y.min())}: number the classes from 0, '
+                         'or pass None where there are none')
+    return y.long()
+
 # %% ../nbs/12_data.ipynb #6e1b3f3e
-class Split(NamedTuple):
-    "Examples of one side of a split."
-    x: Tensor # uint8 (N, C, H, W), read-only if memory-mapped; or float32 points (N, 2)
+class _Examples(NamedTuple):
+    x: Tensor
+    y: Tensor | None = None
+
+class Split(_Examples):
+    "Examples of one side of a split. Raises TypeError or ValueError for what cannot be one."
+    x: Tensor # integers (N, C, H, W) or (N, D), read-only if memory-mapped; or floats
     y: Tensor | None # int64 class labels from 0, (N,), or None
 
-class Data(NamedTuple):
-    "A data set with a named release and a fixed split."
+    def __new__(cls, x: Tensor, y: Tensor | None = None):
+        x = _checked_examples(x)
+        return super().__new__(cls, x, None if y is None else _checked_labels(y, len(x)))
+
+    @classmethod
+    def _make(cls, fields): return cls(*fields) # what `_replace` calls
+
+    def some(self, n: int | None = None, # how many; None for all
+             seed: int = 0               # of the shuffle
+            ) -> 'Split':                # in their order
+        "n examples, uniformly at random once and for all; raises ValueError for other numbers."
+        if n is None: return self
+        _whole('n', n, 1, len(self.x))
+        chosen = np.random.RandomState(seed).permutation(len(self.x))[:n]
+        i = torch.from_numpy(np.sort(chosen))
+        return Split(self.x[i], None if self.y is None else self.y[i])
+
+# %% ../nbs/12_data.ipynb #cec5620b
+def _check_side(name: str, side: Split, vocab: int | None, event_shape: tuple) -> None:
+    "Raises ValueError unless a side holds events of this shape and, with levels, of these levels."
+    if not isinstance(side, Split):
+        raise TypeError(f'{name} is a {type(side).__name__}: pass Split(x, y)')
+    x = side.x
+    if tuple(x.shape[1:]) != event_shape:
+        raise ValueError(f'{name}.x has examples of shape {tuple(x.shape[1:])}, '
+                         f'not event_shape={event_shape}: give both sides the same')
+    if x.is_floating_point() == (vocab is not None):
+        remedy = 'pass vocab=None' if vocab is not None else 'pass vocab=the number of levels'
+        raise ValueError(f'vocab={vocab} but {name}.x is {x.dtype}: {remedy}')
+    if vocab is None or (x.dtype == torch.uint8 and vocab >= 256): return
+    ends = [end for part in _pieces(x) if part.numel() for end in part.aminmax()]
+    low = int(min(ends, default=0))
+    high = int(max(ends, default=0))
+    if low < 0 or high >= vocab:
+        raise ValueError(f'{name}.x holds {low} to {high}: vocab={vocab} allows 0 to {vocab - 1}')
+
+# %% ../nbs/12_data.ipynb #899fc968
+def _digest(*sides: Split, vocab: int | None) -> str: # 12 hexadecimal digits
+    "Of levels, shapes, labels and pixels, of a large side those of whole examples evenly spaced."
+    digest = hashlib.blake2b(repr(vocab).encode(), digest_size=6)
+    for x, y in sides:
+        digest.update(repr((tuple(x.shape), y is None)).encode())
+        if y is not None: digest.update(y.numpy().tobytes())
+        most = max(1, 2**28 // max(1, math.prod(x.shape[1:])))
+        chosen = x if len(x) <= most else x[torch.linspace(0, len(x) - 1, most).long()]
+        kind = torch.float64 if vocab is None else torch.int64 if vocab > 256 else torch.uint8
+        for part in _pieces(chosen): digest.update(part.to(kind).contiguous().numpy().data)
+    return digest.hexdigest()
+
+# %% ../nbs/12_data.ipynb #8e3c191f
+class _Facts(NamedTuple):
+    name: str
+    release: str
+    vocab: int | None
+    event_shape: tuple
+    train: Split
+    test: Split
+    path: str | None = None
+
+class Data(_Facts):
+    "A data set with a named release and a fixed split. Raises ValueError for parts that do not fit."
     name: str # the name given to `load`
     release: str # source, file format and every change of the pixels: quote it beside each result
     vocab: int | None # number of levels of an integer; None for real-valued points
-    event_shape: tuple # shape of one example: (C, H, W) or (2,)
+    event_shape: tuple # shape of one example: (C, H, W) or (D,)
     train: Split # for fitting
     test: Split # for judging, each example exactly once
+    path: str | None # absolute, of the folder or file that was read
+
+    def __new__(cls, name: str, release: str, vocab: int | None, event_shape: tuple,
+                train: Split, test: Split, path: str | None = None):
+        if vocab is not None: _whole('vocab', vocab, 2)
+        event_shape = tuple(event_shape)
+        _check_side('train', train, vocab, event_shape)
+        _check_side('test', test, vocab, event_shape)
+        return super().__new__(cls, name, release, vocab, event_shape, train, test, path)
+
+    @classmethod
+    def _make(cls, fields): return cls(*fields) # what `_replace` calls
+
+    @cached_property
+    def fingerprint(self) -> str: # 12 hexadecimal digits
+        "Of levels, shapes, labels and pixels: what tells data sets of one name apart."
+        return _digest(self.train, self.test, vocab=self.vocab)
 
     @property
     def strata(self) -> Tensor | None: # class of each test example, or None
@@ -394,14 +514,6 @@ def _toy(name: str, place: None = None, size: None = None, bits: None = None):
 
 sources.update((name, Source(partial(_toy, name), levels=None)) for name in _toys)
 
-# %% ../nbs/12_data.ipynb #64d3c547
-def _whole(name: str, value: object, low: int, high: int | None = None) -> None:
-    "Raises ValueError unless `value` is an integer from `low` to `high`."
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        if low <= value and (high is None or value <= high): return
-    allowed = f'of at least {low}' if high is None else f'from {low} to {high}'
-    raise ValueError(f'{name}={value!r}: choose an integer {allowed}')
-
 # %% ../nbs/12_data.ipynb #ee4c13ba
 def _checked(name: str, bits: int | None, size: int | None, path: str | Path | None) -> Source:
     "The entry of the table. Raises ValueError for an argument of `load` that does not fit."
@@ -436,7 +548,8 @@ def load(name: str,               # 'digits', 'fashion_mnist', ...: an entry of 
     if size and source.side: release += f', resized {source.side}->{size} by area'
     if bits: release += f', {bits} bits'
     vocab = 2**bits if bits else source.levels
-    return Data(name, release, vocab, tuple(train.x.shape[1:]), train, test)
+    at = os.path.abspath(place) if isinstance(place, Path) else None
+    return Data(name, release, vocab, tuple(train.x.shape[1:]), train, test, at)
 
 def available() -> dict[str, str | None]: # name: place, or None where the files are not found
     "Which data sets this machine has, by file names alone: nothing is loaded."

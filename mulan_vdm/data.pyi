@@ -4,11 +4,25 @@ import pathlib
 import torch
 import typing
 
+class _Examples(typing.NamedTuple):
+    x: torch.Tensor
+    y: torch.Tensor | None = ...
+
+class _Facts(typing.NamedTuple):
+    name: str
+    release: str
+    vocab: int | None
+    event_shape: tuple
+    train: Split
+    test: Split
+    path: str | None = ...
+
 sources: dict[str, typing.Any]
 
 class Split(typing.NamedTuple):
     x: torch.Tensor
-    y: torch.Tensor | None
+    y: torch.Tensor | None = ...
+    def some(self, n: int | None = ..., seed: int = ...) -> Split: ...
 
 class Data(typing.NamedTuple):
     name: str
@@ -17,6 +31,9 @@ class Data(typing.NamedTuple):
     event_shape: tuple
     train: Split
     test: Split
+    path: str | None = ...
+    @property
+    def fingerprint(self) -> str: ...
     @property
     def strata(self) -> torch.Tensor | None: ...
 

@@ -9,12 +9,13 @@ __all__ = ['mean_se', 'Evaluation', 'evaluate', 'importance_evaluate']
 import contextlib
 import math
 import torch
+import warnings
 from fastcore.basics import patch
 from functools import partial
 from torch import Tensor
 from typing import Callable, Iterator, NamedTuple
-from .schedules import Linear
-from .processes import Rows, share_out
+from .schedules import Linear, Schedule
+from .processes import processes, Rows, share_out
 from .latents import cross_fitted, NoLatent
 from .codec import bits_per_dim
 from .diffusion import Diffusion, evaluating, Terms
@@ -46,8 +47,8 @@ class Evaluation(NamedTuple):
 
     @property
     def noise_se(self) -> float:
-        """Standard error from the draws alone, eq. (noise) of this notebook; an upper estimate,
-        since even times vary less than independent ones."""
+        """Standard error from the draws alone, eq. (noise) of this notebook; too large rather
+        than too small, since even times vary less than independent ones."""
         return self.noise.square().sum().sqrt().item() / len(self.noise)
 
 # %% ../nbs/16_evaluation.ipynb #3d8b638f
@@ -76,25 +77,71 @@ def table(self: Evaluation) -> str: # for people
 def _even_times(n: int, draws: int, generator: torch.Generator,
                 dtype: torch.dtype) -> Tensor: # (draws, n) in [0, 1)
     "For each of n images `draws` evenly spaced times from a random offset of its own."
-    offset = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
-    steps = torch.arange(draws, device=generator.device)[:, None] / draws
+    offset = torch.rand(n, generator=generator, dtype=torch.float64)
+    steps = torch.arange(draws)[:, None] / draws
     return ((offset + steps) % 1).to(dtype).clamp(max=1 - 2**-24)
 
 # %% ../nbs/16_evaluation.ipynb #226be657
-def _child(generator: torch.Generator) -> torch.Generator:
+def _child(generator: torch.Generator,
+           device: torch.device | str = 'cpu' # of the child
+          ) -> torch.Generator:
     "A generator seeded by one draw of another, whose next numbers do not depend on its use."
-    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
-    return torch.Generator(generator.device).manual_seed(int(seed))
+    seed = torch.randint(2**62, (), generator=generator)
+    return torch.Generator(device).manual_seed(int(seed))
 
 # %% ../nbs/16_evaluation.ipynb #0870286c
-def _numbers(n: int, # images
+def _numbers(model: Diffusion,
+             n: int, # images
              draws: int, # times in a set
              sets: int,
-             generator: torch.Generator, dtype: torch.dtype
+             generator: torch.Generator
             ) -> tuple[Tensor, list[torch.Generator]]:
-    "Times (sets * draws, n), and what draws the noise at each."
-    times = torch.cat([_even_times(n, draws, generator, dtype) for _ in range(sets)])
-    return times, [_child(generator) for _ in times]
+    "Times (sets * draws, n), and what draws the noise at each, where the model is."
+    own = model.reference
+    times = torch.cat([_even_times(n, draws, generator, own.dtype) for _ in range(sets)])
+    return times, [_child(generator, own.device) for _ in times]
+
+# %% ../nbs/16_evaluation.ipynb #32bb2bde
+def _for_all(schedule: Schedule, model: Diffusion) -> bool:
+    "Does the schedule serve all pixels and all latents alike, between finite ends?"
+    if schedule.event_shape: return False
+    generator = torch.Generator(model.reference.device).manual_seed(0)
+    w = model.latent.prior(8, Rows(generator))
+    middle = schedule(model.unsqueeze(model.reference.new_full((8,), 0.5)), w)
+    return bool((middle == middle[:1]).all()) and math.isfinite(sum(map(abs, schedule.ends())))
+
+# %% ../nbs/16_evaluation.ipynb #b9006a6f
+def _are_even(model: Diffusion, even: bool | None) -> bool:
+    """Shall levels be even in log SNR? By default where they can be. Raises ValueError where they
+    cannot but must."""
+    own = model.schedule
+    possible = _for_all(own, model)
+    if even and not possible:
+        raise ValueError(f"even=True with {type(own).__name__}: levels even in log SNR need finite "
+                         "ends and one schedule for all pixels and latents; leave it out")
+    return possible if even is None else even
+
+# %% ../nbs/16_evaluation.ipynb #691e275e
+@contextlib.contextmanager
+def _evenly(model: Diffusion, even: bool) -> Iterator[None]:
+    "Meanwhile the schedule is the straight line between its ends."
+    own = model.schedule
+    if even and not isinstance(own, Linear): model.schedule = Linear(*own.ends())
+    try: yield
+    finally: model.schedule = own
+
+# %% ../nbs/16_evaluation.ipynb #39bce2c3
+def _drawn_levels(model: Diffusion, T: int | None,
+                  times: Tensor, # evenly spread over [0, 1), (K, B)
+                  even: bool # in log SNR?
+                 ) -> tuple[Tensor, Tensor | float]: # times, factor of their losses; (K, B)
+    "The times, or with steps the middle of one drawn by its width, eq. (even-steps)."
+    times = times.to(model.reference.device)
+    if T is None or not even or isinstance(model.schedule, Linear): return times, 1.
+    edges = model.gamma(torch.linspace(0, 1, T + 1, **model.options)).flatten()
+    share = (edges - edges[0]) / (edges[-1] - edges[0])
+    step = torch.searchsorted(share, times, right=True).clamp(1, T) - 1
+    return (step + 0.5).to(times) / T, 1 / (T * share.diff()[step])
 
 # %% ../nbs/16_evaluation.ipynb #6292faf3
 def _costs(model: Diffusion,
@@ -104,26 +151,74 @@ def _costs(model: Diffusion,
            noises: list[torch.Generator], # what draws the noise at each time
            sets: int = 1, # of times
            # what draws one latent for all times; by default each of the noises draws its own
-           draws_w: torch.Generator | None = None
+           draws_w: torch.Generator | None = None,
+           even: bool = False # noise levels even in log SNR?
           ) -> Tensor: # (sets, 4, B)
     "Terms of the bound, their mean over each set of times; nats."
-    x, w = x.to(model.reference.device), None
+    x = x.to(model.reference.device)
+    w = None
+    times, factor = _drawn_levels(model, T, times, even)
     if draws_w: w, _ = model.latent(model.codec.encode(x, model.reference.dtype), Rows(draws_w))
     terms = [model(x, T=T, t=t, w=w, rows=Rows(noise))[:4] for t, noise in zip(times, noises)]
-    nats = torch.stack([torch.stack(four) for four in terms]).cpu().double()
-    return nats.unflatten(0, (sets, -1)).mean(1)
+    nats = torch.stack([torch.stack(four) for four in terms])
+    nats[:, Terms._fields.index('diffusion')] *= factor
+    return nats.cpu().double().unflatten(0, (sets, -1)).mean(1)
 
 # %% ../nbs/16_evaluation.ipynb #55306903
+def _check_found(nats: Tensor # (..., 4, N)
+                ) -> None:
+    "Raises FloatingPointError, naming the terms, unless the bound of every image is finite."
+    bad = ~nats.isfinite().flatten(0, -3)
+    images = int(bad.any(1).any(0).sum())
+    if not images: return
+    names = [name for name, b in zip(Terms._fields, bad.any(-1).any(0)) if b]
+    raise FloatingPointError(f"{' and '.join(names)} of {images} of {nats.shape[-1]} images not "
+                             "finite: the bound is no number; look at the network's answers, "
+                             "the ends of the schedule and the images")
+
 def _in_order(model: Diffusion,
               jobs: list[Callable[[], Tensor]], # batch by batch
               per: int, # jobs of a batch
-              progress: bool) -> Tensor: # (per, ..., N)
-    "What the jobs find of all images, in their order, by a model in evaluation mode."
+              progress: bool) -> Tensor: # (per, ..., 4, N)
+    """What the jobs find of all images, in their order, by a model in evaluation mode. Raises
+    FloatingPointError unless it is finite."""
     with evaluating(model): found = share_out(jobs, title='evaluating' * progress)
     batches = [torch.stack(found[i:i + per]) for i in range(0, len(found), per)]
-    return torch.cat(batches, -1)
+    nats = torch.cat(batches, -1)
+    _check_found(nats)
+    return nats
+
+# %% ../nbs/16_evaluation.ipynb #315397a0
+def _tail_index(values: Tensor # draws, any shape
+               ) -> tuple[float, int]: # k, draws of the tail; nan if there are fewer than five
+    "Tail index of the largest draws, eq. (pareto) of this notebook; Zhang and Stephens 2009."
+    v = values.flatten().double().sort().values
+    M = int(min(len(v) / 5, 3 * math.sqrt(len(v))))
+    x = v[len(v) - M:] - v[len(v) - M - 1]
+    x = x[x > 0]
+    M = len(x)
+    if M < 5: return math.nan, M
+    points = 30 + int(math.sqrt(M))
+    rank = torch.arange(points, dtype=torch.float64) + 0.5
+    b = 1 / x[-1] + (1 - (points / rank).sqrt()) / (3 * x[int(M / 4 + 0.5) - 1])
+    k = torch.log1p(-b[:, None] * x).mean(1)
+    weight = torch.softmax(M * (torch.log(-b / k) - k - 1), 0)
+    return torch.log1p(-(b * weight).sum() * x).mean().item(), M
+
+# %% ../nbs/16_evaluation.ipynb #4959ad0d
+def _check_tail(draws: Tensor, # what each costs, any shape
+                remedy: str) -> float | None: # the tail index, if there are draws enough to tell
+    "Warns, in one line and once, if a few draws carry the estimate."
+    k, M = _tail_index(draws)
+    if k > 0.5 + 1.5 / math.sqrt(max(M, 1)) and processes()[0] == 0:
+        warnings.warn(f"a few draws carry the figure: tail index {k:.2f}, and from 0.5 on no error "
+                      f"bar can be trusted, the truth may be far above; {remedy}", stacklevel=4)
+    return k if math.isfinite(k) else None
 
 # %% ../nbs/16_evaluation.ipynb #2b5c80e7
+# what to do about a heavy tail
+_more = ('take more draws', 'take more draws, and leave even at its default')
+
 @torch.no_grad()
 def evaluate(model: Diffusion, # usually the averaged one
              x: Tensor, # test images (N, *event), each used once
@@ -133,44 +228,33 @@ def evaluate(model: Diffusion, # usually the averaged one
              seed: int = 0, # of times and noise
              T: int | None = None, # number of steps; None for continuous time
              progress: bool = False, # show a progress bar?
-             even: bool = False # levels even in log SNR? Continuous time, a schedule for all pixels
-            ) -> Evaluation: # bits/dim
+             # levels even in log SNR? By default wherever one schedule serves all pixels
+             even: bool | None = None
+            ) -> Evaluation: # bits/dim; extra: even, and tail, the index of eq. (pareto)
     """The bound on every image of x, exactly once. Raises ValueError for draws < 2, an empty x, and
-    a schedule that even levels cannot replace."""
+    a schedule that even levels cannot replace; FloatingPointError unless the bound is finite."""
     if draws is None: draws = max(2, 2**15 // max(1, len(x)))
     if draws < 2 or len(x) == 0:
         raise ValueError(f"draws={draws} on {len(x)} images: "
                          "at least 2 draws and one image are needed for an error estimate")
-    generator = torch.Generator(model.reference.device).manual_seed(seed)
+    even = _are_even(model, even)
+    generator = torch.Generator().manual_seed(seed)
     jobs = []
     for batch in x.split(batch_size):
-        drawn = _numbers(len(batch), draws, 1, generator, model.reference.dtype)
-        jobs += [partial(_costs, model, batch, T, t[None], [noise]) for t, noise in zip(*drawn)]
-    with _evenly(model, T) if even else contextlib.nullcontext():
-        nats = _in_order(model, jobs, draws, progress)
+        drawn = _numbers(model, len(batch), draws, 1, generator)
+        jobs += [partial(_costs, model, batch, T, t[None], [noise], even=even)
+                 for t, noise in zip(*drawn)]
+    with _evenly(model, even and T is None): nats = _in_order(model, jobs, draws, progress)
     bits = bits_per_dim(nats[:, 0], model.event_shape)  # (K, 4, N)
     terms = dict(zip(Terms._fields, bits.mean(0)))
-    noise = bits[:, Terms._fields.index('diffusion')].std(0) / math.sqrt(draws)
-    return Evaluation(bits.mean(0).sum(0), terms, noise, draws, strata)
-
-# %% ../nbs/16_evaluation.ipynb #55736355
-@contextlib.contextmanager
-def _evenly(model: Diffusion, T: int | None) -> Iterator[None]:
-    """Meanwhile the schedule is the straight line between its ends. Raises ValueError for finite T,
-    a schedule per pixel and infinite ends."""
-    own = model.schedule
-    ends = own.ends()
-    if T is not None or own.event_shape or not math.isfinite(ends[0] - ends[1]):
-        raise ValueError(f"even=True with T={T} and {type(own).__name__} from {ends[0]:g} to "
-                         f"{ends[1]:g}: only in continuous time, and for one schedule for all "
-                         "pixels with finite ends, are other levels the same bound; leave it out")
-    model.schedule = Linear(*ends).to(model.reference)
-    try: yield
-    finally: model.schedule = own
+    cost = bits.sum(1)
+    extra = dict(even=even, tail=_check_tail(cost, _more[not even]))
+    return Evaluation(cost.mean(0), terms, cost.std(0) / math.sqrt(draws), draws, strata, extra)
 
 # %% ../nbs/16_evaluation.ipynb #b6ae6518
 def _combined(nats: Tensor, # terms by each latent and each set of times (K, 2, 4, N)
-              event_shape: tuple[int, ...], draws: int, strata: Tensor | None) -> Evaluation:
+              event_shape: tuple[int, ...], draws: int, strata: Tensor | None,
+              **said) -> Evaluation: # what else there is to say
     "The cross-fitted bound and the plain one; the noise by leaving out each latent once."
     samples = len(nats)
     bits = partial(bits_per_dim, event_shape=event_shape)
@@ -182,7 +266,7 @@ def _combined(nats: Tensor, # terms by each latent and each set of times (K, 2, 
         noise = bits(torch.stack(without).std(0, unbiased=False)) * math.sqrt(samples - 1)
     terms = dict(zip(Terms._fields, bits(nats.mean((0, 1)))))
     plain = sum(terms.values())
-    extra = dict(plain=plain, samples=samples)
+    extra = dict(plain=plain, samples=samples, **said)
     return Evaluation(bound, {**terms, 'importance': bound - plain}, noise, draws, strata, extra)
 
 # %% ../nbs/16_evaluation.ipynb #1c934e90
@@ -195,19 +279,24 @@ def importance_evaluate(model: Diffusion, # with a latent
                         batch_size: int = 128, # images per batch; the last may be shorter
                         seed: int = 0, # of latents, times and noise
                         T: int | None = None, # number of steps; None for continuous time
-                        progress: bool = False # show a progress bar?
-                       ) -> Evaluation: # bits/dim; extra: plain, with one latent (N,), and samples
-    "The K-draw bound on every image of x. Raises ValueError without a latent, or for odd draws."
+                        progress: bool = False, # show a progress bar?
+                        # levels even in log SNR? By default where one schedule serves all pixels
+                        even: bool | None = None
+                       ) -> Evaluation: # bits/dim; extra: plain, with one latent (N,), samples, even, tail
+    """The K-draw bound on every image of x. Raises ValueError without a latent, for odd draws, and
+    what `evaluate` raises."""
     if isinstance(model.latent, NoLatent):
         raise ValueError("the model has no latent to draw several of: evaluate it with samples=1")
     if samples < 1 or draws < 2 or draws % 2:
         raise ValueError(f"samples={samples}, draws={draws}: at least one latent, "
                          "and an even number of draws for each")
-    generator = torch.Generator(model.reference.device).manual_seed(seed)
+    even = _are_even(model, even)
+    generator = torch.Generator().manual_seed(seed)
     jobs = []
     for batch in [b for b in x.split(batch_size) for _ in range(samples)]:
-        draws_w = _child(generator)
-        drawn = _numbers(len(batch), draws // 2, 2, generator, model.reference.dtype)
-        jobs.append(partial(_costs, model, batch, T, *drawn, 2, draws_w))
-    nats = _in_order(model, jobs, samples, progress)  # (K, 2, 4, N)
-    return _combined(nats, model.event_shape, draws, strata)
+        draws_w = _child(generator, model.reference.device)
+        drawn = _numbers(model, len(batch), draws // 2, 2, generator)
+        jobs.append(partial(_costs, model, batch, T, *drawn, 2, draws_w, even))
+    with _evenly(model, even and T is None): nats = _in_order(model, jobs, samples, progress)
+    tail = _check_tail(nats.sum(2), _more[not even])  # of (K, 2, 4, N)
+    return _combined(nats, model.event_shape, draws, strata, even=even, tail=tail)

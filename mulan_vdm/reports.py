@@ -73,17 +73,17 @@ def _several(model: Diffusion, data: Data, samples: int, **how) -> dict: # JSON-
 # %% ../nbs/23_reports.ipynb #6ab17f6d
 def _bound(model: Diffusion, data: Data,
            report: dict, # filled
-           draws: int | None, samples: int, T: int | None, even: bool,
+           draws: int | None, samples: int, T: int | None, even: bool | None,
            **how) -> tuple[Evaluation, str]: # batch_size, seed, progress; what was found, in words
     "The variational bound: every image once, its own times and noise."
     extra = ''
     if samples > 1:
-        report['importance'] = r = _several(model, data, samples, T=T, **how)
+        report['importance'] = r = _several(model, data, samples, T=T, even=even, **how)
         extra = (f"\n{samples} latents each: {_with_error(r['importance'], '.4f')}, "
                  f"gain over one {_with_error(r['gain'], '+.4f')}")
     found = evaluate(model, data.test.x, draws, data.strata, T=T, even=even, **how)
-    report.update(found.report(), T=T, draws=found.draws, even=even)
-    steps = ('continuous time' if T is None else f'{T} steps') + ', even levels' * even
+    report.update(found.report(), T=T, draws=found.draws)
+    steps = ('continuous time' if T is None else f'{T} steps') + ', even levels' * report['even']
     return found, f'{found.draws} draws each, {steps}\n{found.table()}{extra}'
 
 # %% ../nbs/23_reports.ipynb #017bce2e
@@ -125,9 +125,9 @@ def evaluate_run(run: str | Path, # run folder
                  n: int | None = None, # ode: the first n test images; all by default
                  batch_size: int = 128, # images per batch
                  T: int | None = None, # vlb: number of steps; None for continuous time
-                 # vlb: noise levels even in log SNR instead of the schedule's? In continuous time,
-                 # for one schedule for all pixels
-                 even: bool = False,
+                 # vlb: noise levels even in log SNR, not the schedule's own? By default wherever one
+                 # schedule serves all pixels
+                 even: bool | None = None,
                  tolerance: float = 1e-4, # ode: error per step
                  trace: str = 'rademacher', # ode: rademacher or gaussian probe, or exact
                  dequantization: str = 'truncated_normal', # ode: truncated_normal or uniform
@@ -352,7 +352,7 @@ def _bounds(runs: list[Run]) -> list[dict]: # one row each
     values = [torch.from_numpy(run.per_image()['bpd']) for run in runs]
     strata = runs[0].data().strata
     alike = lambda r: all(r.get(k, False) == reports[0].get(k, False)
-                          for k in ('data', 'release', 'n', 'seed', 'draws', 'T', 'even'))
+                          for k in ('data', 'release', 'n', 'seed', 'draws', 'T'))
     rows = []
     for run, r, bpd in zip(runs, reports, values):
         paired = rows and alike(r)

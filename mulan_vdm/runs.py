@@ -56,6 +56,10 @@ class Run:
         return sorted(self.path.glob('*.png'))
 
 # %% ../nbs/14_runs.ipynb #d7210dff
+def _brief(said: object) -> str:
+    "What somebody else has to say, in one line that is not too long."
+    return ' '.join(str(said).split())[:200]
+
 def _sync(path: Path) -> None:
     "Waits until a file or a folder is on the disk."
     handle = os.open(path, os.O_RDONLY)
@@ -105,10 +109,13 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor], step: int) -> None:
 class _Unfit(ValueError):
     "A file that holds no checkpoint, or not the one that was written."
 
+class _Other(_Unfit):
+    "A checkpoint of another model."
+
 def _check_sums(header: dict[str, str], names: list[str], tensors: dict[str, Tensor]) -> None:
-    "Raises _Unfit for a header or a tensor that differs from its sum; older files have none."
+    "Raises _Unfit for a file without sums, or a header or a tensor that differs from its sum."
     sums = json.loads(header.get('sums', '{}'))
-    if not sums: return
+    if not sums: raise _Unfit('it has no check sums')
     intact = header.get('seal') == _header_sum(header['step'], header['sums'])
     if not intact or set(names) != sums.keys():
         raise _Unfit('truncated or damaged: its header differs from its check sum')
@@ -128,14 +135,50 @@ def _read_tensors(path: Path, prefixes: tuple[str, ...]) -> tuple[dict[str, Tens
     _check_sums(header, names, tensors)
     return tensors, int(header['step'])
 
+# %% ../nbs/14_runs.ipynb #9d2e6182
+def _kind(v: Tensor) -> str:
+    "Type and shape of a tensor, in words."
+    return f"{str(v.dtype).removeprefix('torch.')} {tuple(v.shape)}"
+
+_before = {'place': 'centers'} # last part of a name in version 0.1.0 and today
+
+def _named_today(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    "Tensors that an earlier version may have stored, by today's names."
+    parted = {k: k.rpartition('.') for k in tensors}
+    return {''.join((*parted[k][:2], _before.get(parted[k][2], parted[k][2]))): v
+            for k, v in tensors.items()}
+
+def _misfit(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> str | None:
+    "The first tensor that is unknown, missing, or of another type or shape; None if all fit."
+    stems = {k.rpartition('.')[0] for k in found}
+    for k, v in found.items():
+        if k not in wanted: return f'it has {k}, {_kind(v)}, which the model has not'
+        if _kind(v) != _kind(wanted[k]): return f'{k} is {_kind(v)}, in the model {_kind(wanted[k])}'
+    for k, v in wanted.items():
+        without = k.startswith('optimizer.') and k.rpartition('.')[0] not in stems
+        if k not in found and not without: return f'it has no {k}, {_kind(v)}'
+
+def _nonsense(tensors: dict[str, Tensor]) -> str | None:
+    "The first tensor whose numbers no training can have; None if there is none."
+    for k, v in tensors.items():
+        if not v.isfinite().all(): return f'{k} is not finite'
+        if k.startswith(('model.', 'ema.')) and v.numel() and v.abs().max() > 1e18:
+            return f'{k} is beyond 1e18, whose square no step can compute with,'
+        if k.endswith(('.step', '.exp_avg_sq', '.n_averaged')) and (v < 0).any():
+            return f'{k} is negative'
+
 # %% ../nbs/14_runs.ipynb #a526795d
 @patch
 def save(self: Run,
          tensors: dict[str, Tensor], # by prefixed name
          step: int                   # steps done
         ) -> None:
-    "Writes a checkpoint and keeps the one before as the previous; raises OSError, both whole."
+    """Writes a checkpoint and keeps the one before as the previous; raises OSError and, for numbers
+    that make no sense, FloatingPointError: both are whole then."""
     path = self.checkpoint()
+    if said := _nonsense(tensors):
+        raise FloatingPointError(f"step {step}: {said} and is not saved; the last checkpoint is "
+                                 "whole: lower lr or clip, or look for bad data, and add --resume")
     temporary = path.with_suffix('.tmp')
     try:
         if self.file('log').exists(): _sync(self.file('log'))
@@ -153,21 +196,30 @@ def save(self: Run,
 # %% ../nbs/14_runs.ipynb #7a2f4c87
 @patch
 def load(self: Run,
-         prefixes: tuple[str, ...] = ('model.', 'ema.', 'optimizer.'), # what to read
+         prefixes: tuple[str, ...] = ('',), # of the tensors to read; all by default
          device: str | torch.device = 'cpu',
-         previous: bool = False # the one before the last?
+         previous: bool = False, # the one before the last?
+         # what the tensors that are read must be like, and no others; None does not ask
+         like: dict[str, Tensor] | None = None
         ) -> tuple[dict[str, Tensor], int]: # by prefixed name, steps done
-    "Reads a checkpoint; raises FileNotFoundError, ValueError if it is damaged or foreign."
+    """Reads a checkpoint; raises FileNotFoundError, ValueError if it is damaged, foreign, of
+    another model, or holds numbers that make no sense."""
     path = self.checkpoint(previous)
     if not path.exists():
         remedy = 'leave out --previous' if previous else 'train first, or name another run folder'
         raise FileNotFoundError(f"no checkpoint at {path}: {remedy}")
     try:
         tensors, step = _read_tensors(path, prefixes)
+        tensors = _named_today(tensors)
+        if like is not None and (misfit := _misfit(tensors, like)): raise _Other(misfit)
+        if nonsense := _nonsense(tensors): raise _Unfit(nonsense)
         return {k: v.to(device) for k, v in tensors.items()}, step
-    except _Unfit as e: said = str(e)
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as e:
-        said = f'truncated or damaged ({e})'
+    except _Other as e:
+        raise ValueError(f"{path} belongs to another model: {_brief(e)}: build the model that its "
+                         "config.json names, or restore both from one copy") from None
+    except _Unfit as e: said = _brief(e)
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as e:
+        said = f'truncated or damaged ({_brief(e)})'
     remedy = ('train with --resume --previous to continue from the one before it'
               if not previous and self.checkpoint(previous=True).exists()
               else 'restore the run folder from a copy, or train again')
@@ -296,12 +348,9 @@ def load_run(path: Path | str) -> tuple[Diffusion, dict, int]: # of a run folder
         raise ValueError(f"{run.file('config')} has no {' and no '.join(sorted(missing))}: train a "
                          "model of a system, such as vdm, or pass fit a config= that names them")
     model = build(config)
-    tensors, steps = run.load(('ema.module.',))
-    try: model.load_state_dict({k.removeprefix('ema.module.'): v for k, v in tensors.items()})
-    except RuntimeError as e:
-        said = ' '.join(str(e).split())[:200]
-        raise ValueError(f"the checkpoint in {run} belongs to another model than its config.json: "
-                         + said) from None
+    average = {f'ema.module.{k}': v for k, v in model.state_dict().items()}
+    tensors, steps = run.load(('ema.module.',), like=average)
+    model.load_state_dict({k.removeprefix('ema.module.'): v for k, v in tensors.items()})
     return model.eval(), config, steps
 
 # %% ../nbs/14_runs.ipynb #306d7654

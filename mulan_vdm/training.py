@@ -282,14 +282,19 @@ def _clip_sharded(model: nn.Module, clip: float) -> Tensor: # norm before, ()
     return norm
 
 # %% ../nbs/15_training.ipynb #048dd4b2
+def _weights(model: Diffusion) -> list[list[nn.Parameter]]: # groups
+    "All weights in the optimizer's order: those of the network, which may be sharded, and others."
+    own = {id(p) for p in model.net.parameters()}
+    rest = [p for p in model.parameters() if id(p) not in own]
+    return [group for group in (list(model.net.parameters()), rest) if group]
+
 def _adamw(model: Diffusion, **options) -> torch.optim.AdamW: # lr, betas, weight_decay
     "One loop over all weights; sharded ones and others in groups of their own."
-    own = {id(p) for p in model.net.parameters()}
-    groups = list(model.net.parameters()), [p for p in model.parameters() if id(p) not in own]
-    return torch.optim.AdamW([dict(params=g) for g in groups if g], fused=True, **options)
+    groups = [dict(params=group) for group in _weights(model)]
+    return torch.optim.AdamW(groups, fused=True, **options)
 
 # %% ../nbs/15_training.ipynb #8b1bfafd
-_kept = 'model.', 'ema.', 'optimizer.', 'scaler.' # prefixes of a checkpoint's tensors
+_kept = 'model.', 'ema.', 'optimizer.' # of the names of what is like the model
 
 def _state_tensors(model: Diffusion, average: _Average, optimizer: torch.optim.Optimizer,
                    skips: _Skips = _Skips(None)) -> dict[str, Tensor]:
@@ -327,20 +332,15 @@ def _restore_scale(tensors: dict[str, Tensor], skips: _Skips) -> None:
     for name in ('growth_interval', '_growth_tracker'): numbers[name] = int(numbers[name])
     skips.scaler.load_state_dict(numbers)
 
-# %% ../nbs/15_training.ipynb #e6252813
-def _check_tensors(step: int,
-                   tensors: dict[str, Tensor] # of `_state_tensors`
-                  ) -> None:
-    "Raises FloatingPointError naming the step and what no training could continue from."
-    def sound(name, v):
-        if not v.is_floating_point(): return True
-        largest = v.abs().max() if v.numel() else v.sum()
-        return (largest**2 if name.startswith(('model.', 'ema.')) else largest).isfinite()
-    bad = [name for name, v in tensors.items() if not sound(name, v)]
-    if not bad: return
-    more = f' and {len(bad) - 1} more' if len(bad) > 1 else ''
-    raise FloatingPointError(f"step {step}: {bad[0]}{more} not finite or too large; not saved, "
-                             "the last checkpoint is whole: lower lr")
+# %% ../nbs/15_training.ipynb #30fc6889
+def _state_like(model: Diffusion, average: _Average) -> dict[str, Tensor]:
+    "What `_state_tensors` is like: names, types and shapes, before there is an optimizer."
+    named = {f'model.{k}': v for k, v in model.state_dict().items()}
+    named |= {f'ema.{k}': v for k, v in average.state_dict().items()}
+    for i, p in enumerate(p for group in _weights(model) for p in group):
+        moments = dict(step=torch.tensor(0.), exp_avg=p, exp_avg_sq=p)
+        named |= {f'optimizer.{i}.{k}': v for k, v in moments.items()}
+    return named
 
 # %% ../nbs/15_training.ipynb #378c75bb
 def _laid_out_like(v: Tensor, p: Tensor) -> Tensor: # a whole tensor; its parameter
@@ -591,10 +591,14 @@ def _changes(before: dict,  # settings by name
 
 # %% ../nbs/15_training.ipynb #70d6dbad
 @patch
-def continued(self: _Session) -> tuple[dict[str, Tensor], int, float]:
+def continued(self: _Session,
+              like: dict[str, Tensor] # what its tensors must be like
+             ) -> tuple[dict[str, Tensor], int, float]:
     "Tensors, steps done and seconds trained of a run that is resumed; its log ends there."
     if not (self.run and self.resume): return {}, 0, 0.
-    tensors, done = self.run.load(_kept) if self.run.checkpoint().exists() else ({}, 0)
+    if not self.run.checkpoint().exists(): return {}, 0, self.run.trim_log(0) if self.main else 0.
+    tensors, done = self.run.load(_kept, like=like)
+    _restore_scale(self.run.load(('scaler.',))[0], self.skips)
     return tensors, done, self.run.trim_log(done) if self.main else 0.
 
 @patch
@@ -632,7 +636,6 @@ def record(self: _Session, now: Progress,
         raise BlockingIOError(f"{self.run} was taken over by a later fit of this process: "
                               "continue that one")
     tensors = state() if now.saved and (self.main or self.shard) else None
-    if self.main and now.saved: _check_tensors(now.step, tensors)
     if self.main and (ending or now.step % self.log_every == 0): self.run.log(now.line())
     if self.main and now.saved: self.run.save(tensors, now.step)
     if now.saved: self.saved = time.monotonic()
@@ -675,7 +678,6 @@ def prepare(self: _Session, model: Diffusion, average: _Average,
         for spread in (model, average.module): _shard_weights(spread, device)
     optimizer = _adamw(model, **options)
     if tensors: _restore_moments(tensors, optimizer)
-    _restore_scale(tensors, self.skips)
     if self.shard: return model, self.accelerator.prepare(optimizer)
     return self.accelerator.prepare(model, optimizer)
 
@@ -709,7 +711,7 @@ def fit(model: Diffusion,           # trained in place
     config = _described(model, data, given)
     with (session.opened(config), _unwrapped_after(model),
           adapted(model.net, session.checkpointing, session.compile)):
-        tensors, done, seconds = session.continued()
+        tensors, done, seconds = session.continued(_state_like(model, average))
         start = time.monotonic() - seconds
         wrapped, optimizer = session.prepare(model, average, tensors, lr=lr, betas=(0.9, 0.99),
                                              weight_decay=weight_decay)

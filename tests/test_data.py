@@ -77,6 +77,94 @@ def test_light_import():
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
                           cwd=Path(data.__file__).parents[1]).stdout.strip() == '[]'
 
+# What a data set is made of
+
+x, y = torch.zeros(4, 1, 2, 2).byte(), torch.tensor([0, 1, 1, 0])
+fine = data.Data('mine', 'here', 16, (1, 2, 2), data.Split(x, y), data.Split(x, y))
+
+@pytest.mark.parametrize('x, y, error, words', [
+    (x.numpy(), None, TypeError, ['ndarray', 'torch.as_tensor']), ([1, 2], None, TypeError, ['list']),
+    (None, None, TypeError, ['NoneType']), (torch.tensor(3), None, ValueError, ['(N, ...)']),
+    (x.bool(), None, ValueError, ['bool', 'x.byte()']), (x + 1j, None, ValueError, ['complex']),
+    (torch.tensor([[0., torch.nan]]), None, ValueError, ['not finite', 'leave']),
+    (torch.tensor([[0., -torch.inf]]).half(), None, ValueError, ['not finite']),
+    (x, y.float(), ValueError, ['float32', 'y.long()']), (x, y.bool(), ValueError, ['bool']),
+    (x, y.numpy(), TypeError, ['ndarray', 'or None']), (x, [0, 1, 1, 0], TypeError, ['list']),
+    (x, y[:3], ValueError, ['(3,)', '4 examples', '(4,)']), (x, y[:, None], ValueError, ['(4, 1)']),
+    (x, torch.eye(4).long(), ValueError, ['(4, 4)']), (x, y - 1, ValueError, ['-1', 'from 0']),
+    (x, torch.tensor(0), ValueError, ['()']), (x[:0], y, ValueError, ['0 examples'])])
+def test_splits_refuse_what_is_none(x, y, error, words):
+    m = message(error, data.Split, x, y)
+    assert '\n' not in m and all(w in m for w in words)
+
+@pytest.mark.parametrize('changed, error, words', [
+    (dict(vocab=0), ValueError, ['vocab=0']), (dict(vocab=1), ValueError, ['vocab=1']),
+    (dict(vocab=16.), ValueError, ['vocab=16.0', 'integer']), (dict(vocab='16'), ValueError, ["vocab='16'"]),
+    (dict(vocab=None), ValueError, ['vocab=None', 'number of levels']),
+    (dict(train=data.Split(x.float())), ValueError, ['train.x', 'float32', 'vocab=None']),
+    (dict(test=data.Split(x + 16)), ValueError, ['test.x', '16 to 16', '0 to 15']),
+    (dict(train=data.Split(x.short() - 1)), ValueError, ['train.x', '-1 to -1', '0 to 15']),
+    (dict(train=data.Split(x.long() + 2**40), vocab=256), ValueError, [str(2**40)]),
+    (dict(test=data.Split(x[:, :, :1])), ValueError, ['test.x', '(1, 1, 2)', '(1, 2, 2)']),
+    (dict(event_shape=(2, 2)), ValueError, ['(2, 2)']),
+    (dict(train=x), TypeError, ['train', 'Split(x, y)']),
+    (dict(test=(x, y)), TypeError, ['test', 'tuple'])])
+def test_data_refuse_parts_that_do_not_fit(changed, error, words):
+    "At construction, and when a part is replaced"
+    for call in (lambda: data.Data(**{**fine._asdict(), **changed}), lambda: fine._replace(**changed)):
+        m = message(error, call)
+        assert '\n' not in m and all(w in m for w in words)
+
+def test_tuples_stay_tuples():
+    "Unpacked, copied, pickled, with lists for shapes and small integers for labels"
+    import copy
+    again = pickle.loads(pickle.dumps(fine))
+    assert again.fingerprint == copy.deepcopy(fine).fingerprint == fine.fingerprint
+    assert type(again) is data.Data and type(again.train) is data.Split
+    a, b = fine.train
+    assert a is x and b is y and data.Split(x).y is None
+    assert data.Split(x, y.byte()).y.dtype == torch.int64
+    assert fine._replace(event_shape=[1, 2, 2]).event_shape == (1, 2, 2)
+
+@settings(deadline=None, max_examples=60)
+@given(n=st.integers(1, 40), seed=st.integers(0, 2**32 - 1), data_=st.data())
+def test_some_are_drawn_once_and_for_all(n, seed, data_):
+    "Nested, in their order, without repetition, labels with them"
+    few = data_.draw(st.integers(1, n)); more = data_.draw(st.integers(few, n))
+    split = data.Split(torch.arange(n)[:, None], torch.arange(n))
+    a, b = split.some(few, seed), split.some(more, seed)
+    assert len(a.x) == few and set(a.y.tolist()) <= set(b.y.tolist())
+    assert torch.equal(a.x[:, 0], a.y) and (a.y.diff() > 0).all()
+    assert torch.equal(split.some(n, seed).x, split.x)
+
+@pytest.mark.parametrize('n', [0, -1, 5, 2., True, '2', float('nan')])
+def test_some_says_how_many_there_are(n):
+    assert (m := message(ValueError, fine.train.some, n)).startswith('n=') and 'from 1 to 4' in m
+
+def test_fingerprints():
+    "Each pixel, label, shape and side counts, in any layout in memory; names, places and types do not"
+    one = x.clone(); one[3, 0, 1, 1] = 1
+    same = [fine._replace(name='a', release='b', path='c'), fine._replace(train=data.Split(x.long(), y)),
+            fine._replace(test=data.Split(x.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0), y.int()))]
+    others = [fine._replace(train=data.Split(one, y)), fine._replace(test=data.Split(one, y)),
+              fine._replace(train=data.Split(x, 1 - y)), fine._replace(train=data.Split(x)),
+              fine._replace(train=data.Split(x[:3], y[:3])), fine._replace(vocab=17),
+              data.Data('mine', 'here', 16, (4,), data.Split(x.flatten(1), y), data.Split(x.flatten(1), y))]
+    assert {d.fingerprint for d in same} == {fine.fingerprint}
+    assert len({d.fingerprint for d in [fine, *others]}) == 8
+    # twice the images of half the size are the same bytes
+    tall, wide = torch.arange(8).view(2, 1, 2, 2).byte(), torch.arange(8).view(4, 1, 1, 2).byte()
+    assert len({data.Data('a', 'b', 256, x.shape[1:], data.Split(x), data.Split(x)).fingerprint
+                for x in (tall, wide)}) == 2
+
+def test_fingerprints_of_a_large_side(monkeypatch):
+    "Whole examples at even distances, the first and the last among them"
+    x = torch.zeros(1, 2**14, dtype=torch.uint8).expand(2**15, -1)  # 2**29 numbers of one row
+    large = data.Data('a', 'b', 256, (2**14,), data.Split(x), data.Split(x[:1]))
+    seen = []
+    monkeypatch.setattr(data, '_pieces', lambda x, f=data._pieces: seen.append(len(x)) or f(x))
+    assert len(large.fingerprint) == 12 and max(seen) == 2**14
+
 # Pixels
 
 @settings(deadline=None, max_examples=40)

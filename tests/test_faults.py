@@ -11,6 +11,7 @@ from mulan_vdm.nets import MLP, UNet
 from mulan_vdm.schedules import Adaptive, Linear
 from mulan_vdm.runs import Run
 from mulan_vdm.training import fit
+from safetensors.torch import save_file
 
 ROOT = Path(__file__).parent.parent
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '',
@@ -377,3 +378,46 @@ def test_not_a_number_in_the_loss(tmp_path):
     tensors, step = Run(tmp_path / 'run').load()
     assert (step == 6 and all(v.isfinite().all() for v in model.state_dict().values())
             and all(v.isfinite().all() for v in tensors.values()))
+
+# ---- forged: whole, with right sums, and not of this model
+
+def forge(path, tensors, step=6, **header):
+    "Writes a checkpoint whose sums are right, whatever is in it."
+    sums = json.dumps({k: runs._digest(k, v) for k, v in tensors.items()})
+    said = dict(format=runs._FORMAT, step=str(step), sums=sums, seal=runs._header_sum(str(step), sums))
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata={**said, **header})
+
+def other_kinds(v):
+    "Tensors of other shapes and types than v."
+    wider = torch.cat([v.reshape(-1), v.reshape(-1)])
+    yield from (v.new_zeros(0), v.new_zeros(1), v.new_zeros(1, 1), wider, v[None], v.reshape(-1)[None, None])
+    yield from (v.double(), v.to(torch.int32), v.to(torch.uint8))
+
+def forgeries(tensors):
+    "What else a file may hold: a name of each kind changed, left out or added."
+    for k in ('model.net.conv_in.weight', 'ema.module.net.conv_in.weight', 'ema.n_averaged',
+              'optimizer.0.step', 'optimizer.0.exp_avg', 'optimizer.3.exp_avg_sq'):
+        for v in other_kinds(tensors[k]):
+            if (v.shape, v.dtype) != (tensors[k].shape, tensors[k].dtype): yield k, {**tensors, k: v}
+        yield k, {name: v for name, v in tensors.items() if name != k}
+        bad = torch.full_like(tensors[k], float('nan')) if tensors[k].is_floating_point() else -tensors[k] - 1
+        yield k, {**tensors, k: bad}
+    for k in ('optimizer.0.max_exp_avg_sq', 'optimizer.999.step', 'optimizer.one.step', 'optimizer',
+              'momentum.0', 'model.net.conv_in.weight.', 'Model.x', 'ema.module'):
+        yield k, {**tensors, k: torch.ones(1)}
+    for k in ('optimizer.1.exp_avg_sq', 'optimizer.1.step'): yield k, {**tensors, k: -tensors[k] - 1}
+
+def test_a_forged_checkpoint_is_refused(tmp_path):
+    """Moments of one element and of none, which the fused optimizer would leave behind; weights, averages,
+    counters of other shapes and types; names too many and too few; numbers that make no sense. Each with
+    right sums. Refused before a step, the name said."""
+    train(tmp_path / 'run', steps=6); run = Run(tmp_path / 'run'); whole = run.checkpoint().read_bytes()
+    tensors, _ = run.load(); tried = 0
+    for name, forged in forgeries(tensors):
+        forge(run.checkpoint(), forged)
+        with pytest.raises(ValueError) as e: train(run, steps=8)
+        said = str(e.value); tried += 1
+        assert f'{name}' in said and str(run.checkpoint()) in said and '\n' not in said, said
+        assert 'another model' in said or 'is not finite' in said or 'is negative' in said, said
+    assert tried > 50
+    run.checkpoint().write_bytes(whole); train(run, steps=8)

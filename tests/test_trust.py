@@ -1,0 +1,167 @@
+"A figure that an evaluation prints can be trusted, or a line says that it cannot."
+import math
+import pytest
+import torch
+from contextlib import nullcontext
+from mulan_vdm.codec import Codec, RealCodec, bits_per_dim
+from mulan_vdm.diffusion import Diffusion
+from mulan_vdm.evaluation import evaluate, importance_evaluate
+from mulan_vdm.latents import Categorical
+from mulan_vdm.nets import Uninformed
+from mulan_vdm.objective import x_prediction
+from mulan_vdm.oracles import GaussianOracle, MixtureOracle
+from mulan_vdm.schedules import Adaptive, Between, Cosine, FlowOT, Monotone, make_schedule
+
+GROUPS, IMAGES = 20, 100
+
+
+def gaussian():
+    A = torch.randn(6, 6).double()
+    return GaussianOracle(torch.zeros(6).double(), 0.1 * A @ A.T + 0.05 * torch.eye(6).double())
+
+
+def model_of(oracle, schedule, codec=None, **parts):
+    shape = getattr(oracle, 'event_shape', (6,))
+    codec = codec or getattr(oracle, 'codec', RealCodec())
+    return Diffusion(oracle, schedule, codec, shape, prediction=x_prediction, **parts).double()
+
+
+def neglecting(gamma_min, gamma_max):
+    "An adaptive schedule that has learned to look at one end alone."
+    schedule = Adaptive(gamma_min, gamma_max)
+    schedule.average.copy_(torch.linspace(-10, 10, 100).sigmoid() + 1e-6)
+    return schedule
+
+
+def far_below(e, truth):
+    "How many of the groups of images, each an evaluation, are more than three errors below."
+    found = (e.bpd - truth).reshape(GROUPS, -1)
+    z = found.mean(1) / (found.std(1) / found.shape[1]**0.5)
+    return int((z < -3).sum())
+
+
+CASES = [(name, *ends) for name in ('linear', 'edm', 'cosine', 'flow', 'adaptive', 'monotone')
+         for ends in ((-20., 20.), (-13.3, 5.), (-8., 12.))]
+CASES += [('edm_sampling', -12., 8.), ('beta', -9., 9.), ('neglecting', -20., 20.)]
+
+
+@pytest.mark.parametrize('oracle', ['gaussian', 'mixture'])
+def test_no_bound_is_far_below_the_truth(oracle):
+    """Of the evaluations of every schedule at every pair of ends, none but a binomial few: 0.005
+    for each allows for skewed draws; more than two of 20, or nine of 420, are one in ten thousand."""
+    if oracle == 'gaussian': oracle = gaussian()
+    else:
+        tables = (2 * torch.randn(3, 4, 8).double()).softmax(-1)
+        oracle = MixtureOracle(torch.tensor([0.5, 0.3, 0.2]).double(), tables, (1, 2, 2))
+    x = oracle.sample(GROUPS * IMAGES)
+    model = model_of(oracle, FlowOT())
+    truth = bits_per_dim(-oracle.log_prob(x), model.event_shape)
+    total = 0
+    for name, *ends in CASES:
+        if name == 'neglecting': model.schedule = neglecting(*ends)
+        else: model.schedule = make_schedule(name, *ends)
+        model.double()
+        e = evaluate(model, x, 16, batch_size=len(x))
+        assert e.extra['even'], name
+        below = far_below(e, truth)
+        assert below <= 2, (name, ends, below)
+        total += below
+    assert total <= 9, total  # of 420
+
+
+def test_steps_are_drawn_by_their_width():
+    "The bound of a few steps, exactly known from many draws, and never far below it."
+    oracle = gaussian()
+    x = oracle.sample(GROUPS * IMAGES)
+    for name, ends in (('edm', (-13., 5.)), ('cosine', (-13., 5.)), ('linear', (-13., 5.))):
+        model = model_of(oracle, make_schedule(name, *ends))
+        e = evaluate(model, x, 16, T=6, batch_size=len(x))
+        t = ((torch.arange(6) + 0.5) / 6).double()
+        every = sum(model(x, T=6, t=step.expand(len(x))).vlb for step in t) / 6
+        exact = bits_per_dim(every, (6,))
+        gap = e.bpd - exact
+        assert e.extra['even'] and abs(gap.mean()) < 5 * gap.std() / len(x)**0.5
+
+
+@pytest.mark.parametrize('schedule', ['edm', 'cosine', 'neglecting', 'linear'])
+def test_a_heavy_tail_warns(schedule):
+    "With the schedule's own levels it warns where the bound cannot be trusted; evenly never."
+    ends = -20., 20.
+    own = neglecting(*ends) if schedule == 'neglecting' else make_schedule(schedule, *ends)
+    oracle = gaussian()
+    model = model_of(oracle, own)
+    x = oracle.sample(1000)
+    heavy = schedule != 'linear'
+    with pytest.warns(UserWarning, match='a few draws carry') if heavy else nullcontext():
+        e = evaluate(model, x, 16, batch_size=1000, even=False)
+    assert (e.extra['tail'] > 0.5) == heavy
+    assert evaluate(model, x, 16, batch_size=1000).report()['tail'] < 0.5
+
+
+class Root(Between):
+    "Hardly any time at low noise: the slope has a tail of index 0.8."
+    def climb(self, t, w=None): return t**0.2
+
+
+def test_a_schedule_per_pixel_warns_too():
+    "Levels cannot be even there; what cannot be trusted is said."
+    oracle = gaussian()
+    model = model_of(oracle, Root(-20., 20., event_shape=(6,)))
+    with pytest.warns(UserWarning, match='take more draws'):
+        e = evaluate(model, oracle.sample(1000), 16, batch_size=1000)
+    assert not e.extra['even']
+
+
+class Told(torch.nn.Module):
+    "The best denoiser of the component that the latent names."
+    def __init__(self, tables):
+        super().__init__()
+        self.parts = torch.nn.ModuleList(MixtureOracle(torch.ones(1).double(), t[None], (2,))
+                                         for t in tables)
+
+    def forward(self, z_t, gamma, w=None, y=None):
+        return sum(w[:, [c]] * part(z_t, gamma) for c, part in enumerate(self.parts))
+
+
+@pytest.mark.parametrize('T', [None, 7])
+def test_several_latents_use_even_levels(T):
+    tables = torch.tensor([[0.7, 0.2, 0.1], [0.2, 0.3, 0.5]]).double()[:, None].expand(2, 2, 3)
+    mixture = MixtureOracle(torch.tensor([0.5, 0.5]).double(), tables, (2,))
+    x = mixture.sample(GROUPS * IMAGES)
+    truth = bits_per_dim(-mixture.log_prob(x), (2,))
+    latent = Categorical(Uninformed(2), 2)
+    model = Diffusion(Told(tables), make_schedule('edm', -12., 8.), Codec(3), (2,), latent,
+                      x_prediction).double()
+    e = importance_evaluate(model, x, 2, 16, batch_size=len(x), T=T)
+    assert e.extra['even'] and far_below(e, truth) <= 2
+    assert not importance_evaluate(model, x[:4], 2, 4, T=T, even=False).extra['even']
+
+
+def test_infinite_ends_keep_their_own_levels():
+    "Without ends there is nothing to be even between."
+    model = model_of(gaussian(), Cosine())
+    with pytest.raises(ValueError, match='even=True with Cosine'):
+        evaluate(model, torch.zeros(4, 6).double(), 2, even=True)
+
+
+def test_a_straight_line_gives_the_same_numbers():
+    oracle = gaussian()
+    x = oracle.sample(10)
+    model = model_of(oracle, make_schedule('linear', -10., 8.))
+    for T in (None, 5):
+        own, even = (evaluate(model, x, 4, T=T, even=even).bpd for even in (False, None))
+        assert torch.equal(own, even)
+    bent = model_of(oracle, Monotone(-10., 8., learn_ends=False))
+    assert bent.schedule.ends() == pytest.approx((-10, 8)) and math.isfinite(sum(bent.schedule.ends()))
+
+
+def test_noise_holds_every_term():
+    "One step of a crude network: the reconstruction is most of what a draw changes."
+    oracle = MixtureOracle(torch.ones(1).double(), torch.full((1, 4, 8), 1 / 8).double(), (4,))
+    model = model_of(oracle, make_schedule('linear', -2., 5.))
+    x = oracle.sample(1).expand(400, 4)
+    e = evaluate(model, x, 8, T=1, batch_size=400)
+    claimed = e.noise.square().mean().sqrt()
+    actual = e.bpd.std()
+    assert abs(claimed / actual - 1) < 5 / (2 * 400)**0.5 + 0.05
+    assert e.terms['reconstruction'].std() > 0.3 * actual
