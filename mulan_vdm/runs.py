@@ -162,8 +162,8 @@ def _nonsense(tensors: dict[str, Tensor]) -> str | None:
     "The first tensor whose numbers no training can have; None if there is none."
     for k, v in tensors.items():
         if not v.isfinite().all(): return f'{k} is not finite'
-        if k.startswith(('model.', 'ema.')) and v.numel() and v.abs().max() > 1e18:
-            return f'{k} is beyond 1e18, whose square no step can compute with,'
+        if k.startswith(('model.', 'ema.')) and v.numel() and v.abs().max() > 1e19:
+            return f'{k} is beyond 1e19, whose square no step can compute with,'
         if k.endswith(('.step', '.exp_avg_sq', '.n_averaged')) and (v < 0).any():
             return f'{k} is negative'
 
