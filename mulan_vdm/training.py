@@ -586,7 +586,7 @@ def continued(self: _Session,
              ) -> tuple[dict[str, Tensor], int, float]:
     "Tensors, steps done and seconds trained of a run that is resumed; its log ends there."
     if not (self.run and self.resume): return {}, 0, 0.
-    if not self.run.checkpoint().exists(): return {}, 0, self.run.trim_log(0) if self.main else 0.
+    if not self.run.begun: return {}, 0, self.run.trim_log(0) if self.main else 0.
     tensors, done = self.run.load(_kept, like=like)
     _restore_scale(self.run.load(('scaler.',))[0], self.skips)
     return tensors, done, self.run.trim_log(done) if self.main else 0.
