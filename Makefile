@@ -11,10 +11,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 DEMO := runs/demo
 DEMO_STEPS ?= 350
 
-.PHONY: help demo test test-portable nbs bench house sync export readme docs docs-test clean
+.PHONY: help demo test test-portable notebooks-alone nbs bench gpu house sync export readme docs docs-test clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # One environment for all targets, made anew when the requirements change.
 $(INSTALLED): settings.ini setup.py
@@ -44,12 +44,18 @@ test: $(INSTALLED) ## sync check, every notebook, then the tests; the last line 
 test-portable: $(INSTALLED) ## notebooks and tests as on other machines: processors, threads, seeds, versions (hours); ONLY=sse41 runs one setting
 	$(BIN)/python .ci/portable.py $(if $(ONLY),--only $(ONLY))
 
+notebooks-alone: $(INSTALLED) ## every notebook by itself, from the wheel in an empty folder; NB="nbs/00_noise.ipynb ..." for some
+	$(BIN)/python .ci/alone.py $(NB)
+
 nbs: $(INSTALLED) ## run notebooks and store their outputs: all, or NB="nbs/00_noise.ipynb ..."; FLAGS=slow runs flagged cells too
 	$(BIN)/python .ci/execute.py $(NB) --flags "$(FLAGS)"
 
 bench: $(BENCH) ## measure speed and memory on one thread, print the tables and store them (nbs/reports/studies/speed.json)
 	$(BIN)/python .ci/bench.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m bench tests
+
+gpu: $(INSTALLED) ## measure on an accelerator: parity, speed, memory, a training (8 minutes, reports in nbs/reports/gpu); scaled down without one
+	$(BIN)/python .ci/gpu.py
 
 house: $(INSTALLED) ## measure how modules and notebooks read, beside the goals
 	$(BIN)/python .ci/house.py

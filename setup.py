@@ -1,5 +1,5 @@
 """Packaging. Everything is read from settings.ini; every key that ends in `_requirements` becomes an extra."""
-import shlex
+import re, shlex
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -10,11 +10,24 @@ ini = ConfigParser()
 ini.read(here/'settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
 lib, suffix = cfg['lib_name'], '_requirements'
+site = cfg['doc_host'] + cfg['doc_baseurl']
+
+def absolute(text):
+    "README.md as a package index shows it: what it links to lies in the repository."
+    def link(m):
+        picture = m[1].startswith('!')
+        place = 'raw' if picture else 'blob'
+        return f"{m[1]}({cfg['git_url']}/{place}/{cfg['branch']}/{m[2]})"
+    return re.sub(r'(!?\[[^\]]*\])\((?![a-z]+:|#)([^)\s]+)\)', link, text)
 
 setup(
     name=lib.replace('_', '-'), version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
-    author=cfg['author'], license='Apache-2.0', python_requires=f">={cfg['min_python']}",
-    long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
+    author=cfg['author'], license='Apache-2.0', python_requires=f">={cfg['min_python']}", url=site,
+    project_urls=dict(Documentation=site, Source=cfg['git_url'], Issues=f"{cfg['git_url']}/issues",
+                      Changelog=f"{cfg['git_url']}/blob/{cfg['branch']}/CHANGELOG.md"),
+    classifiers=cfg['classifiers'].strip().splitlines(),
+    long_description=absolute((here/'README.md').read_text(encoding='utf-8')),
+    long_description_content_type='text/markdown',
     packages=find_packages(include=[lib, f'{lib}.*']), package_data={lib: ['py.typed', '*.pyi']}, zip_safe=False,
     install_requires=shlex.split(cfg['requirements']),
     extras_require={k.removesuffix(suffix): shlex.split(v) for k, v in cfg.items() if k.endswith(suffix)},

@@ -82,6 +82,7 @@ def main(
     notebooks = [p.resolve() for p in notebooks or nbglob(root/'nbs', as_path=True).sorted()]
     off = set(get_config(path=root).tst_flags.split()) - set(flags.split())
     os.environ.update(fixed | {k: os.environ[k] for k in ('OMP_NUM_THREADS',) if check and k in os.environ})
+    if 'slow' in flags.split(): os.environ['SLOW'] = '1'  # the cells ask for it themselves
     failures = []
     with ProcessPoolExecutor(workers, get_context('spawn'), max_tasks_per_child=1) as pool:
         jobs = {pool.submit(execute, p, off, not check): p.relative_to(root) for p in notebooks}

@@ -17,6 +17,9 @@ from nbdev.process import extract_directives
 from sphinx.cmd.build import main as sphinx
 
 root = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(root/'.ci'))
+from papers import cited, paper_of, paragraph, papers
+
 work, site = root/'_proc', root/'_docs'
 source = work/'source'
 config = get_config(path=root)
@@ -79,6 +82,8 @@ class Page:
                     self.defined.update({n: (section, cell['id'], node, code.source) for n in names_of(node)})
         self.title = next((t for kind, text, *_ in self.cells if kind == 'markdown'
                            for _, t in heading.findall(text)), name)
+        self.said = next((m[1] for kind, text, *_ in self.cells if kind == 'markdown'
+                          for m in [re.search(r'^> (.+(?:\n> .+)*)', text, re.M)] if m), '')
         self.module = next((flags['default_exp'][0] for _, _, flags, _ in self.cells
                             if 'default_exp' in flags), None)
         found = Counter(m['label'] for kind, text, *_ in self.cells if kind == 'markdown'
@@ -121,10 +126,10 @@ class Book:
                     yield f'{module}.{name}', module
 
     def full_name(self, text, home):
-        """The public object that the code `text` names, seen from the module `home`, or None. The command
-        line yields to all others."""
+        """The public object that the code `text` names, seen from the module `home`, or None. What the
+        command line defines are words such as `train`, which name other things elsewhere."""
         name = text.removeprefix(f'{config.lib_path.name}.').split('(')[0]
-        for module in [home, *(m for m in self.modules if m != 'cli'), 'cli']:
+        for module in [home, *(m for m in self.modules if m != 'cli')]:
             if f'{module}.{name}' in self.public: return f'{module}.{name}'
         return name if name in self.public else None
 
@@ -152,15 +157,39 @@ class Book:
 
 # ---- markdown ----------------------------------------------------------------------------------------------
 
+references = list(papers())
+called = {name: paper for paper in references for name in paper.short}
+short_names = '|'.join(map(re.escape, sorted(called, key=len, reverse=True)))
+
 tokens = re.compile(rf'''(?P<fence>^(?P<ticks>`{{3,}}|~{{3,}}).*?^(?P=ticks)[ ]*$)
     | (?P<heading>^\#{{1,6}}[ ][^\n]*$) | (?P<equation>{equation}) | (?P<math>\$[^$\n]+(?:\n[^$\n]+)?\$)
     | (?P<link>!?\[[^\]\n]*(?:\n[^\]\n]+)?\]\([^)\n]*\)) (?P<attributes>\{{[^}}\n]*\}})?
     | `(?P<code>[^`\n]+)` | (?<![\w.@])@(?P<ref>eq-[\w-]*\w)
-    | ^(?P<colons>:{{3,}})[ ]*(?P<div>\{{[^}}\n]*\}})?[ ]*$''', re.M | re.S | re.X)
+    | ^(?P<colons>:{{3,}})[ ]*(?P<div>\{{[^}}\n]*\}})?[ ]*$
+    | {cited.pattern} | (?<![\w-])(?P<short>{short_names})(?![\w+-])''', re.M | re.S | re.X)
 
-def markdown(text, book, home, here=None):
-    "MyST for Quarto's `text` of the page `home`: equations, references, callouts, names of the API."
+def cite(text, paper): return f"{{ref}}`{' '.join(text.split())} <{paper.anchor}>`"
+
+def citation(m, home):
+    "The citation that `tokens` found, as a link to the references."
+    try: paper = paper_of(m, references)
+    except LookupError as e: problems.append(f'{home}: {e}')
+    else: return cite(m[0], paper) if paper else m[0]
+    return m[0]
+
+def mention(m, seen):
+    "The short name of a paper, a link where it is `seen` for the first time; no link if None are counted."
+    if seen is None or m['short'] in seen: return m[0]
+    seen.add(m['short'])
+    return cite(m[0], called[m['short']])
+
+def markdown(text, book, home, here=None, seen=None):
+    """MyST for Quarto's `text` of the page `home`: equations, references, callouts, names of the API, papers;
+    `seen` are the papers that the page has named."""
     here, module = here or home, book.pages[home].module if home in book.pages else None
+    if home == 'references':
+        anchors = {paper.label: paper.anchor for paper in references}
+        return paragraph.sub(lambda m: f"({anchors[m['label']]})=\n{m[0]}", text)
     def token(m):
         if m['equation']:
             return '\n'.join(['```{math}', *([f":label: {key(home, m['label'])}"] if m['label'] else []), '',
@@ -169,6 +198,8 @@ def markdown(text, book, home, here=None):
         if m['link']: return m['link']
         if m['code']: return book.api_link(m['code'], module)
         if m['colons']: return m['colons'] + callout(m['div'] or '', home)
+        if m['year']: return citation(m, home)
+        if m['short']: return mention(m, seen)
         return m[0]
     return tokens.sub(token, text)
 
@@ -185,10 +216,14 @@ def plain(text):
     "The last paragraph of markdown `text` as one line without markup, for a picture that cannot be seen."
     paragraphs = [p for p in re.split(r'\n\s*\n', labelled.sub('', text))
                   if p.strip() and not p.lstrip().startswith(('#', '|', '$$', ':::'))]
-    line = re.sub(r'\s+', ' ', (paragraphs or [''])[-1]).strip()
-    line = re.sub(r'!?\[([^\]]*)\]\([^)]*\)|\*\*?([^*]+)\*\*?|`([^`]+)`|\$([^$]+)\$|^[>*-] ',
-                  lambda m: next(filter(None, m.groups()), ''), line)
+    line = without_markup((paragraphs or [''])[-1])
     return line if len(line) < 400 else line[:400].rsplit('. ', 1)[0] + '.'
+
+def without_markup(text):
+    "Markdown `text` as one line of words."
+    line = re.sub(r'\s+>?\s*', ' ', text).strip()
+    return re.sub(r'!?\[([^\]]*)\]\([^)]*\)|\*\*?([^*]+)\*\*?|`([^`]+)`|\$([^$]+)\$|^[>*-] ',
+                  lambda m: next(filter(None, m.groups()), ''), line)
 
 # ---- cells -------------------------------------------------------------------------------------------------
 
@@ -199,6 +234,11 @@ def as_code(text, outputs, tags, alt='', caption=''):
     shown = dict(image=dict(alt=alt)) | (dict(figure=dict(caption=caption)) if caption else {})
     return dict(cell_type='code', metadata=dict(tags=tags, mystnb=shown), source=text, outputs=outputs,
                 execution_count=None)
+
+def harness(page, text, flags):
+    "Is this cell of a study the apparatus of a measurement? Such cells are folded."
+    if not page.name.startswith('studies/') or 'export' in flags: return False
+    return 'slow' in flags or len(text.splitlines()) > 12 and not re.search(r'\b(assert|test_|error\()', text)
 
 def code(cell, book, page, before):
     """Cells that show the code cell `cell`: source and outputs as its directives ask;
@@ -211,7 +251,7 @@ def code(cell, book, page, before):
     alt, tags = flags.get('fig-alt') or flags.get('fig-cap') or plain(before) or page.title, []
     if 'export' in flags: tags.append('export'); yield as_markdown(f"({anchor(page.name, stored['id'])})=")
     if flags.get('echo') == 'false': tags.append('remove-input')
-    if flags.get('code-fold') == 'true': tags.append('hide-input')
+    if flags.get('code-fold') == 'true' or harness(page, text, flags): tags.append('hide-input')
     # live sliders need a kernel; those of Stepped are HTML and stay
     outputs = [] if flags.get('output') == 'false' else [o for o in stored['outputs'] if not ''.join(
         o.get('data', {}).get('text/plain', '')).startswith('interactive(')]
@@ -236,10 +276,10 @@ def links(page):
 
 def notebook(page, book):
     "The notebook that myst-nb reads."
-    cells, before = [], ''
+    cells, before, seen = [], '', set()
     for i, cell in enumerate(page.cells):
         if cell[0] == 'markdown':
-            before, text = cell[1], markdown(cell[1], book, page.name)
+            before, text = cell[1], markdown(cell[1], book, page.name, seen=seen)
             if i == 0:
                 text = heading.sub(lambda m: f'{m[0]}\n\n```{{container}} notebook-links\n{links(page)}\n```',
                                    text, count=1)
@@ -394,6 +434,10 @@ def main():
         if file.suffix in ('.png', '.svg', '.json') and file.is_file():
             (source/file.relative_to(root/'nbs')).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(file, source/file.relative_to(root/'nbs'))
+    pages = {name: without_markup(page.said) for name, page in book.pages.items() if page.said}
+    pages |= {f'reference/api/{m}': importlib.import_module(f'{config.lib_path.name}.{m}').__doc__ or ''
+              for m in book.modules}
+    write(work/'said.json', json.dumps(dict(pages=pages, address=config.doc_host + config.doc_baseurl)))
     if problems: sys.exit('\n'.join(problems))
     if sphinx(['-W', '--keep-going', '-q', '-j', '2', '-c', str(root/'docs'), '-d', str(work/'doctrees'),
                str(source), str(work/'html')]):

@@ -17,7 +17,7 @@ from typing import Callable, Iterator, NamedTuple
 from .noise import alpha, posterior, sigma, transition
 from .schedules import choose
 from .processes import Rows, processes, share_out
-from .diffusion import Diffusion, evaluating
+from .diffusion import Diffusion, evaluating, fixed_variance, Reckoned, step_back
 from .flow import check_double, drift, solve
 
 Denoise = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] # z_t, gamma_t -> x_hat, eps_hat
@@ -31,11 +31,12 @@ def ddpm_step(denoise: Denoise, # z_t, gamma_t -> x_hat, eps_hat
               z_t: Tensor,      # noisy data (B, *event)
               gamma_t: Tensor,  # noise level now, broadcastable to z_t
               gamma_s: Tensor,  # noise level after the step
-              noise: Tensor     # standard normal, like z_t
+              noise: Tensor,    # standard normal, like z_t
+              reverse: Reckoned = fixed_variance # squared error that it reckons with
              ) -> Tensor:       # z_s, like z_t
-    "Ancestral step z_s ~ q(z_s | z_t, x_hat); VDM notes section 2.3 and Proposition 10."
+    "Ancestral step z_s ~ p(z_s | z_t); VDM notes section 2.3 and Proposition 10."
     x_hat, _ = denoise(z_t, gamma_t)
-    mean, std = posterior(z_t, x_hat, gamma_s, gamma_t)
+    mean, std = step_back(z_t, x_hat, gamma_s, gamma_t, reverse)
     return mean + std * noise
 
 # %% ../nbs/10_sampling.ipynb #7fd65f0b
@@ -52,7 +53,7 @@ def ddim_step(denoise: Denoise, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor, n
               eta: float = 0. # share of fresh noise: 0 for none, 1 for the ancestral step
              ) -> Tensor:     # z_s, like z_t
     """First-order step along the probability flow, with eta times the ancestral noise;
-    Song et al. 2021, eq. (eta) of this notebook."""
+    Song, Meng and Ermon 2021, eq. (eta) of this notebook."""
     x_hat, eps_hat = denoise(z_t, gamma_t)
     fresh = -eta**2 * torch.expm1(gamma_s - gamma_t)
     mixed = (1 - fresh).sqrt() * eps_hat + fresh.sqrt() * noise
@@ -307,6 +308,7 @@ def trajectory(model: Diffusion,
     _check_request(model, n, steps, batch_size, w, y, z_1)
     _check_guidance(y, guidance, clip)
     if isinstance(step, str): step = choose('step', step, samplers)
+    if step is ddpm_step: step = partial(ddpm_step, reverse=model.reverse)
     if isinstance(step, Maker): step = step.start(steps + clean)
     if w is None: w = model.latent.prior(n, Rows(generator))
     level = _levels(model, n, steps, grid, w)
