@@ -255,7 +255,6 @@ def test_a_log_is_short_and_has_the_loss(tmp_path):
     assert len(lines) == 10
     assert re.fullmatch(r'step 60 of 60: \d\.\d{3} bits/dim, \d+ s', lines[-1])
 
-@pytest.mark.skip(reason="fit listens to signals in the main thread")
 def test_train_in_a_thread(tmp_path):
     found = []
     words = ['train', *SMALL, '--steps', '1', '--out', tmp_path / 'x']
