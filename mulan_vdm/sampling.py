@@ -17,7 +17,7 @@ from typing import Callable, Iterator, NamedTuple
 from .noise import alpha, posterior, sigma, transition
 from .schedules import choose
 from .processes import Rows, processes, share_out
-from .diffusion import Diffusion, evaluating
+from .diffusion import Diffusion, evaluating, fixed_variance, Reckoned, step_back
 from .flow import drift, solve
 
 Denoise = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] # z_t, gamma_t -> x_hat, eps_hat
@@ -31,11 +31,12 @@ def ddpm_step(denoise: Denoise, # z_t, gamma_t -> x_hat, eps_hat
               z_t: Tensor,      # noisy data (B, *event)
               gamma_t: Tensor,  # noise level now, broadcastable to z_t
               gamma_s: Tensor,  # noise level after the step
-              noise: Tensor     # standard normal, like z_t
+              noise: Tensor,    # standard normal, like z_t
+              reverse: Reckoned = fixed_variance # squared error that it reckons with
              ) -> Tensor:       # z_s, like z_t
-    "Ancestral step z_s ~ q(z_s | z_t, x_hat); VDM notes section 2.3 and Proposition 10."
+    "Ancestral step z_s ~ p(z_s | z_t); VDM notes section 2.3 and Proposition 10."
     x_hat, _ = denoise(z_t, gamma_t)
-    mean, std = posterior(z_t, x_hat, gamma_s, gamma_t)
+    mean, std = step_back(z_t, x_hat, gamma_s, gamma_t, reverse)
     return mean + std * noise
 
 # %% ../nbs/10_sampling.ipynb #7fd65f0b
@@ -306,6 +307,7 @@ def trajectory(model: Diffusion,
     _check_request(model, n, steps, batch_size, w, y, z_1)
     _check_guidance(y, guidance, clip)
     if isinstance(step, str): step = choose('step', step, samplers)
+    if step is ddpm_step: step = partial(ddpm_step, reverse=model.reverse)
     if isinstance(step, Maker): step = step.start(steps + clean)
     if w is None: w = model.latent.prior(n, Rows(generator))
     level = _levels(model, n, steps, grid, w)

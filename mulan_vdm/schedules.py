@@ -66,7 +66,8 @@ def inverse(self: Schedule, gamma: Tensor, w: Tensor | None = None) -> Tensor: #
 @torch.no_grad()
 def ends(self: Schedule) -> tuple[float, float]: # gamma(0), gamma(1)
     "The levels that every dimension reaches: from the highest gamma(0) to the lowest gamma(1)."
-    own = next(iter([*self.parameters(), *self.buffers()]), torch.zeros((), dtype=torch.float64))
+    plain = torch.zeros((), dtype=torch.float64, device='cpu')
+    own = next(iter([*self.parameters(), *self.buffers()]), plain)
     t = own.new_zeros([1] * (1 + len(self.event_shape)))  # on its device, in its precision
     return float(self(t).max()), float(self(t + 1).min())
 
@@ -393,9 +394,10 @@ class LinearBeta(_Piecewise):
         if not 0 < beta_min <= beta_max < 1:
             raise ValueError(f"beta_min={beta_min} and beta_max={beta_max} must satisfy "
                              "0 < beta_min <= beta_max < 1: they are shares of variance")
-        beta = torch.linspace(beta_min, beta_max, T, dtype=torch.float64)
+        exact = dict(dtype=torch.float64, device='cpu')
+        beta = torch.linspace(beta_min, beta_max, T, **exact)
         log_kept = torch.log1p(-beta).cumsum(0)
-        self.steps = torch.linspace(0, 1, T, dtype=torch.float64), torch.expm1(-log_kept).log()
+        self.steps = torch.linspace(0, 1, T, **exact), torch.expm1(-log_kept).log()
 
     def knots(self) -> tuple[Tensor, Tensor]: return self.steps
 
@@ -486,6 +488,8 @@ class Adaptive(_Piecewise):
         self.register_buffer('average', torch.ones(bins))
         self.register_buffer('visits', torch.zeros(bins))
 
+    def ends(self) -> tuple[float, float]: return self.gamma_min, self.gamma_max
+
 # %% ../nbs/01_schedules.ipynb #fe442d60
 @patch
 def knots(self: Adaptive) -> tuple[Tensor, Tensor]:
@@ -551,9 +555,10 @@ def make_schedule(name: str,                 # of an entry of `schedules`
     or out of range, and learn_ends=True for a class whose ends are fixed."""
     family = choose('schedule', name, schedules)
     if learn_ends and not family.learns_ends:
-        learning = [k for k, v in schedules.items() if v.learns_ends]
-        raise ValueError(f"schedule={name!r} has fixed ends: set learn_ends=False, or take one of "
-                         f"{', '.join(learning)}")
+        shared, own = ([k for k, v in schedules.items() if v.learns_ends and v.per_dimension == kind]
+                       for kind in (False, True))
+        raise ValueError(f"schedule={name!r} has fixed ends: set learn_ends=False, or take "
+                         f"{' or '.join(shared)}, or per pixel {' or '.join(own)}")
     given = dict(gamma_min=gamma_min, gamma_max=gamma_max, learn_ends=learn_ends, shift=shift)
     if family.per_dimension: given |= dict(event_shape=event_shape, network=network)
     takes = inspect.signature(family).parameters

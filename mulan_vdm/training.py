@@ -390,7 +390,7 @@ def continued(self: _Session,
              ) -> tuple[dict[str, Tensor], int, float]:
     "Tensors, steps done and seconds trained of a run that is resumed; its log ends there."
     if not (self.run and self.resume): return {}, 0, 0.
-    tensors, done = self.run.load(like=like) if self.run.checkpoint().exists() else ({}, 0)
+    tensors, done = self.run.load(like=like) if self.run.begun else ({}, 0)
     return tensors, done, self.run.trim_log(done) if self.main else 0.
 
 @patch

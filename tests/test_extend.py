@@ -1,5 +1,5 @@
 """A schedule, a latent, a sampler and a data set from outside of the package, as CONTRIBUTING.md shows them,
-and with a weighting and a network as the page on one's own parts: at most ten lines each beside their imports,
+and with a weighting and a network as the page on one's own parts: at most ten lines each beside imports,
 no other file touched, used by name like the package's own."""
 import json, math, re
 from pathlib import Path
@@ -18,9 +18,9 @@ from mulan_vdm.systems import build
 
 page = (Path(__file__).resolve().parent.parent / 'CONTRIBUTING.md').read_text(encoding='utf-8')
 blocks = re.findall(r'^```python\n(.*?)^```', page, re.M | re.S)
-shown = [''.join(c['source']).strip() for c in json.loads(
-    (Path(__file__).resolve().parent.parent / 'nbs/use/your_parts.ipynb').read_text(encoding='utf-8'))['cells']
-    if c['cell_type'] == 'code']
+own = Path(__file__).resolve().parent.parent / 'nbs/use/your_parts.ipynb'
+shown = [''.join(c['source']).strip() for c in json.loads(own.read_text(encoding='utf-8'))['cells']
+         if c['cell_type'] == 'code']
 small = dict(channels=8, blocks=1, fourier=(3,), dropout=0., gamma_min=-7.9)
 
 def rows(seed=0, **part): return Rows(torch.Generator().manual_seed(seed), **part)
@@ -131,7 +131,8 @@ def test_the_page_shows_the_same_parts_and_two_more():
     assert len(defined) == 6
     for source in defined:
         lines = [l for l in source.splitlines() if l.strip() and not re.match('from |import | +"|@system', l)]
-        for part in re.split(r'\n(?=class |def )', '\n'.join(lines)): assert len(part.splitlines()) <= 10, part
+        for part in re.split(r'\n(?=class |def )', '\n'.join(lines)):
+            assert len(part.splitlines()) <= 10, part
 
 def given(definition):
     "What the cell of the page with this definition brings."
