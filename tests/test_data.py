@@ -859,8 +859,8 @@ def test_arrays_by_name(tmp_path, packed, x, y, held):
     assert 'own split' in d.release and d.path == str(place) and d.strata is None
 
 @pytest.mark.parametrize('shape, event', [((40, 5), (5,)), ((40, 8, 6), (1, 8, 6)),
-    ((40, 3, 8, 6), (3, 8, 6)), ((40, 8, 6, 3), (3, 8, 6)), ((40, 8, 6, 1), (1, 8, 6)), ((40, 16, 4, 4), (4, 16, 4)),
-    ((40, 4, 4, 4), (4, 4, 4)), ((40, 1, 1, 1), (1, 1, 1))])
+    ((40, 3, 8, 6), (3, 8, 6)), ((40, 8, 6, 3), (3, 8, 6)), ((40, 8, 6, 1), (1, 8, 6)),
+    ((40, 16, 4, 4), (4, 16, 4)), ((40, 4, 4, 4), (4, 4, 4)), ((40, 1, 1, 1), (1, 1, 1))])
 @pytest.mark.parametrize('kind, vocab, expected', [('u1', None, 256), ('u1', 9, 9), ('?', 2, 2),
     ('i8', 9, 9), ('>u2', 300, 300), ('i1', 5, 5), ('f8', None, None), ('f2', None, None),
     ('>f4', None, None)])
