@@ -184,7 +184,7 @@ class Parser(argparse.ArgumentParser):
         return f'{word!r} is one word too many: leave it out, or name the flag it belongs to'
 
 # %% ../nbs/24_words.ipynb #1b502e68
-_value = r"""'[^']*'|"[^"]*"|\([^()]*\)|\[[^\[\]]*\]|[^\s,;:()]+"""
+_value = r"""\.\.\.|'[^']*'|"[^"]*"|\([^()]*\)|\[[^\[\]]*\]|[^\s,;:()]*[^\s,;:().]"""
 
 def spoken(message: str,
            flags: Collection[str] # names of arguments that are flags

@@ -100,7 +100,7 @@ def test_train_help_lists_arguments_of_system_and_fit():
 MISTAKES = [
     (['train', '--preset', 'vdm-digit', '--out', 'NEW'],
      "unknown --preset 'vdm-digit': choose one of vdm-digits"),
-    (['train', '--data', 'mnist', '--out', 'NEW'], "--data mnist"),
+    (['train', '--data', 'mnits', '--out', 'NEW'], '--data mnits: choose one of digits'),
     (['train', '--out', 'RUN'], 'add --resume'),
     (['train', '--out', 'NEW', '--resume'], 'no config.json'),
     (['train', '--out', 'RUN', '--resume', '--channels', '12'], '--channels cannot change'),
