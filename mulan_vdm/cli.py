@@ -142,9 +142,8 @@ def train(argv: list[str] # words after `mulan-vdm train`
     config, out, how = _configure(argv)
     from mulan_vdm.data import load
     from mulan_vdm.processes import first_process, launched
-    from mulan_vdm.reports import noise_warning
     from mulan_vdm.runs import Run
-    from mulan_vdm.systems import build
+    from mulan_vdm.systems import build, noise_warning
     from mulan_vdm.training import fit, interruptible
     run = Run(out)
     if first_process(): run.check(how['resume'])
@@ -155,14 +154,13 @@ def train(argv: list[str] # words after `mulan-vdm train`
     config['model'] = {**model.config['model'], 'event_shape': list(data.event_shape)}
     many = f'{launched()} processes, ' if launched() > 1 else ''
     size = sum(p.numel() for p in model.parameters())
-    _say(f"{config['system']} on {data}\n{size:,} parameters, {many}run folder {run}"
-         + spoken(noise_warning(model), ['gamma_min']))
+    _say(f"{config['system']} on {data}\n{size:,} parameters, {many}run folder {run}")
+    if said := noise_warning(model): _say(spoken(said, ['gamma_min']))
     steps = config['fit'].get('steps', inspect.signature(fit).parameters['steps'].default)
-    bar = watched()
     now = None
     with interruptible() as stop:
-        done = fit(model, data, out=out, config=config, stop=stop, progress=bar, **how, **config['fit'])
-        for now in (done if bar or not first_process() else with_lines(done, steps, 60.)): pass
+        done = fit(model, data, out=out, config=config, stop=stop, progress=watched(), **how, **config['fit'])
+        for now in (done if watched() or not first_process() else with_lines(done, steps, 60.)): pass
     return _ending(run, data, now, steps)
 
 # %% ../nbs/25_cli.ipynb #fba7d455

@@ -21,7 +21,7 @@ import sysconfig
 import tempfile
 import time
 import traceback
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Callable, Collection, get_args, get_origin, Iterator
 from . import __version__
@@ -98,14 +98,19 @@ def reading(name: str,
     return dict(type=partial({int: _whole, float: _real}.get(kind, _text), name), **several)
 
 # %% ../nbs/24_words.ipynb #1454fe72
+@cache
+def _documented(function: Callable) -> dict: # read from its source once
+    "Annotation, comment and default of every argument of a function."
+    from fastcore.docments import docments
+    return docments(function, full=True, returns=False, eval_str=True)
+
 def add_flags(parser: argparse.ArgumentParser,
               function: Callable,          # its arguments become flags
               but: Collection[str] = (),   # arguments left out
               values: dict[str, Any] = {}  # in force instead of defaults, by name
              ) -> None:
     "One flag per argument of a function, with its type, its comment and what holds without it."
-    from fastcore.docments import docments
-    for name, doc in docments(function, full=True, returns=False, eval_str=True).items():
+    for name, doc in _documented(function).items():
         if name in but: continue
         value = values.get(name, doc.default)
         said = doc.docment or ''
