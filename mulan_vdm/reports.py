@@ -280,7 +280,8 @@ def _labels(model: Diffusion, n: int, label: int | None) -> Tensor | None: # (n,
 def _read_latents(path: str | Path, size: int) -> Tensor: # means (N, size)
     "Latents of a file; raises FileNotFoundError or ValueError for a file that holds none of that size."
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"latents='{path}' does not exist, or is no file: write it by mulan-vdm encode")
+        raise FileNotFoundError(f"latents='{path}' does not exist, or is no file: write it by "
+                                "mulan-vdm encode")
     try: found = torch.from_numpy(np.load(path)['mean'] + 0.).float()
     except (KeyError, ValueError, IndexError, TypeError, EOFError, zipfile.BadZipFile):
         raise ValueError(f"latents='{path}' holds no array `mean`: write it by mulan-vdm encode") from None
