@@ -215,7 +215,7 @@ def main(argv: list[str] | None = None # words of the command line; sys.argv by 
     for name, says in commands.items(): known.add_parser(name, help=says, add_help=False)
     command = p.parse_args(argv[:1] or ['--help']).command
     try: _say(_answer(command, argv[1:]))
-    except (ValueError, TypeError, FloatingPointError, OSError) as e:
+    except (ValueError, TypeError, FloatingPointError, OSError, ImportError) as e:
         if os.environ.get('MULAN_VDM_TRACEBACK'): raise
         print(f"mulan-vdm: {' '.join(str(e).split())}", file=sys.stderr)
         return 1
