@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 DEMO := runs/demo
 DEMO_STEPS ?= 350
 
-.PHONY: help demo test test-portable notebooks-alone nbs bench gpu house sync export readme docs docs-test clean
+.PHONY: help demo test nightly test-portable notebooks-alone nbs bench gpu house sync export readme docs docs-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ test: $(INSTALLED) ## sync check, every notebook, then the tests; the last line 
 
 test-portable: $(INSTALLED) ## notebooks and tests as on other machines: processors, threads, seeds, versions (hours); ONLY=sse41 runs one setting
 	$(BIN)/python .ci/portable.py $(if $(ONLY),--only $(ONLY))
+
+nightly: $(INSTALLED) ## tests that try all where `make test` tries some: kills at every call, damaged files and words by the ten thousand (an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m nightly tests
 
 notebooks-alone: $(INSTALLED) ## every notebook by itself, from the wheel in an empty folder; NB="nbs/00_noise.ipynb ..." for some
 	$(BIN)/python .ci/alone.py $(NB)

@@ -22,10 +22,13 @@ def _add_flags(parser: argparse.ArgumentParser,
     from typing import get_args, get_origin
     for name, doc in docments(function, full=True, returns=False, eval_str=True).items():
         if name in but: continue
-        kind = next((t for t in get_args(doc.anno) if t is not type(None)), doc.anno)
-        how = dict(type=kind)
+        kind = doc.anno
+        several = False
+        while get_args(kind):
+            several = several or get_origin(kind) is tuple
+            kind = next(t for t in get_args(kind) if t is not type(None))
+        how = dict(type=kind, **dict(nargs='*') if several else {})
         if kind is bool: how = dict(action=argparse.BooleanOptionalAction)
-        if get_origin(doc.anno) is tuple: how['nargs'] = '*'
         parser.add_argument(f'--{name}', default=argparse.SUPPRESS, **how,
                             help=f'{doc.docment or ""} (default: {doc.default})')
 
@@ -58,14 +61,16 @@ def _base(argv: list[str]) -> dict: # words of `mulan-vdm train`
     "The configuration that the other words are laid over: that of the run to resume, or a preset."
     from mulan_vdm.runs import Run
     from mulan_vdm.schedules import choose
-    from mulan_vdm.systems import presets, translated
+    from mulan_vdm.systems import preset_for, presets, translated
     p = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    p.add_argument('--preset', default='vdm-digits')
+    p.add_argument('--preset')
+    p.add_argument('--data', default='digits')
     p.add_argument('--out')
     p.add_argument('--resume', action='store_true')
     known, _ = p.parse_known_args(argv)
     if known.resume and known.out: return translated(Run(known.out).config)
-    return dict(choose('preset', known.preset, presets), preset=known.preset)
+    name = known.preset or preset_for(known.data)
+    return dict(choose('preset', name, presets), preset=name)
 
 # %% ../nbs/24_cli.ipynb #896577f6
 def _check_changes(base: dict, # configuration
@@ -139,7 +144,7 @@ def train(argv: list[str] # words after `mulan-vdm train`
     from mulan_vdm.processes import first_process, launched
     from mulan_vdm.runs import Run
     from mulan_vdm.systems import build
-    from mulan_vdm.training import fit, sigterm
+    from mulan_vdm.training import fit, interruptible
     run = Run(out)
     if first_process(): run.check(how['resume'])
     data = load(**config['data'])
@@ -151,7 +156,7 @@ def train(argv: list[str] # words after `mulan-vdm train`
     size = sum(p.numel() for p in model.parameters())
     _say(f"{config['system']} on {data}\n{size:,} parameters, {many}run folder {run}")
     now = None
-    with sigterm() as stop:
+    with interruptible() as stop:
         for now in fit(model, data, out=out, config=config, stop=stop, **how, **config['fit']): pass
     return _ending(run, data, now, config['fit'].get('steps'))
 

@@ -12,15 +12,24 @@ import hashlib
 import math
 import numpy as np
 import os
+import re
+import shutil
+import stat
+import threading
 import torch
 import warnings
+import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from functools import cached_property, lru_cache, partial
 from itertools import count
 from numbers import Integral
 from pathlib import Path
 from torch import Tensor
-from typing import Callable, Iterator, NamedTuple
+from tqdm import tqdm
+from typing import Callable, Iterator, NamedTuple, Sequence
+from .processes import first_process
 
 # %% ../nbs/12_data.ipynb #64d3c547
 def _whole(name: str, value: object, low: int, high: int | None = None) -> None:
@@ -131,7 +140,7 @@ class _Facts(NamedTuple):
     path: str | None = None
 
 class Data(_Facts):
-    "A data set with a named release and a fixed split. Raises ValueError for parts that do not fit."
+    "A data set of a named release with a fixed split. Raises ValueError for parts that do not fit."
     name: str # the name given to `load`
     release: str # source, file format and every change of the pixels: quote it beside each result
     vocab: int | None # number of levels of an integer; None for real-valued points
@@ -176,19 +185,30 @@ class Source(NamedTuple):
     # folder; or where data without files come from
     find: tuple[tuple[str, ...], tuple[str, ...]] | str | None = 'computed'
     fetch: str = 'Get its files' # from where: a sentence without full stop
+    options: tuple[str, ...] = () # further arguments of `load` that the reader takes
 
 sources: dict[str, Source] = {} # by the name given to `load`
 
 # %% ../nbs/12_data.ipynb #f953da21
-def area_resize(x: Tensor,  # uint8 images (..., m, m)
-                size: int   # side s of the result, at most m
-               ) -> Tensor: # uint8 (..., s, s)
-    "Area-average square images to `size` and round to whole levels, @eq-area."
-    m = x.shape[-1]
-    i = torch.arange(size)[:, None] * m
-    k = torch.arange(m) * size
-    A = (torch.minimum(i + m, k + size) - torch.maximum(i, k)).clamp(min=0).double()
-    return ((A @ x.double() @ A.T) / m**2).round().byte()
+def _cell_sums(x: np.ndarray, # integers (..., m, n)
+               s: int         # cells, at most m
+              ) -> np.ndarray: # int64 (..., s, n)
+    "Sums of x over s equal cells down, in units of 1/s pixel: the A of @eq-area."
+    m = x.shape[-2]
+    k, r = np.divmod(np.arange(s + 1) * m, s) # edge i cuts r of s parts off pixel k
+    whole = [x[..., a:b, :].sum(-2, dtype=np.int64) for a, b in zip(k[:-1], k[1:])]
+    cut = r[:, None] * x.take(np.minimum(k, m - 1), axis=-2)
+    return s * np.stack(whole, -2) - cut[..., :-1, :] + cut[..., 1:, :]
+
+# %% ../nbs/12_data.ipynb #cbb55976
+def area_resize(x: Tensor, # uint8 images (..., m, n)
+                size: int | tuple[int, int] # of the result, (height, width) or both; at most (m, n)
+               ) -> Tensor: # uint8 (..., height, width)
+    "Area-average images to `size` and round to whole levels, @eq-area."
+    s, t = (size, size) if isinstance(size, Integral) else size
+    down = _cell_sums(x.numpy(), s)
+    sums = _cell_sums(down.swapaxes(-1, -2), t).swapaxes(-1, -2)
+    return torch.from_numpy(sums / math.prod(x.shape[-2:])).round().byte()
 
 # %% ../nbs/12_data.ipynb #4e200244
 def keep_bits(x: Tensor,  # uint8 with 256 levels
@@ -197,9 +217,9 @@ def keep_bits(x: Tensor,  # uint8 with 256 levels
     "The `bits` most significant bits of each byte: x >> (8 - bits)."
     return x >> (8 - bits)
 
-def shrink(x: Tensor, size: int | None, bits: int | None) -> Tensor: # uint8 images, like x
-    "`area_resize`, then `keep_bits`, unless None; in chunks, for the doubles' memory."
-    if size: x = torch.cat([area_resize(chunk, size) for chunk in x.split(4096)])
+def shrink(x: Tensor, size: int | tuple[int, int] | None, bits: int | None) -> Tensor: # like x
+    "`area_resize`, then `keep_bits`, unless None; in pieces, for sums take eight times the memory."
+    if size: x = torch.cat([area_resize(piece, size) for piece in _pieces(x)])
     return keep_bits(x, bits) if bits else x
 
 # %% ../nbs/12_data.ipynb #8f693d63
@@ -221,14 +241,19 @@ def _digits(place: None, size: int | None, bits: int | None):
 sources['digits'] = Source(_digits, levels=17, side=8, find='in scikit-learn')
 
 # %% ../nbs/12_data.ipynb #131890fe
-def _cache() -> Path: return Path.home()/'.cache'/'mulan_vdm'
+def _cache() -> Path:
+    "Where files are kept that were made or fetched; raises FileNotFoundError without a home."
+    try: return Path.home()/'.cache'/'mulan_vdm'
+    except RuntimeError: raise FileNotFoundError('no home folder is known: set HOME') from None
 
 def _roots(path: str | Path | None = None) -> list[Path]:
     "The folders that are searched: `path` alone, else the environment's, Debian's, and the cache."
     if path is not None: return [Path(path).expanduser()]
     named = os.environ.get('MULAN_VDM_DATA')
-    own = [Path(named).expanduser()] if named else []
-    return [*own, Path('/usr/share/datasets'), _cache()]
+    roots = [Path(named).expanduser()] if named else []
+    roots.append(Path('/usr/share/datasets'))
+    with suppress(FileNotFoundError): roots.append(_cache())
+    return roots
 
 # %% ../nbs/12_data.ipynb #0bfd3016
 def _find(find: tuple | str | None, path: str | Path | None = None) -> Path | str | None:
@@ -254,20 +279,36 @@ def _not_found(name: str, source: Source, path: str | Path | None = None) -> Fil
     if path is not None: put = 'pass the right path'
     return FileNotFoundError(f'{name} is not in {searched}.\n{source.fetch}; then {put}.')
 
+# %% ../nbs/12_data.ipynb #24a35c3d
+def _check_plain(file: Path) -> None:
+    "Raises ValueError unless `file` is, or is a link to, a plain file that is not empty."
+    try: status = os.stat(file)
+    except OSError as e: raise ValueError(f"'{file}' cannot be read ({e.strerror})") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"'{file}' is a folder, pipe, socket or device, not a file; move it away")
+    if not status.st_size: raise ValueError(f"'{file}' is empty; fetch it again or move it away")
+
 # %% ../nbs/12_data.ipynb #5598b62f
 _fashion_crc = 0xcaeb0704 # CRC-32 of the four unpacked files in this order
-_fashion_files = [f'{side}-{kind}-ubyte' for side in ('train', 't10k')
-                  for kind in ('images-idx3', 'labels-idx1')]
+_idx_files = [f'{side}-{kind}-ubyte' for side in ('train', 't10k')
+              for kind in ('images-idx3', 'labels-idx1')]
+_idx_most = 16 + 60_000 * 28**2 # bytes of the largest
 
-def _unpacked(file: Path) -> bytes:
-    "Content of `file`, or of `file`.gz where only that exists."
+def _unpacked(file: Path, name: str) -> bytes:
+    "Content of `file`, or of `file`.gz where only that exists, for the data set `name`."
     packed = file.with_name(file.name + '.gz')
-    if not packed.exists() and not file.exists():
-        raise FileNotFoundError(f"fashion_mnist: '{file.name}' is missing in {file.parent}; "
-                                f"{sources['fashion_mnist'].fetch}.")
-    try: return file.read_bytes() if file.exists() else gzip.decompress(packed.read_bytes())
-    except (OSError, EOFError, zlib.error) as e:
-        raise ValueError(f"fashion_mnist: '{packed}' is damaged ({e}); fetch it again") from e
+    place = file if os.path.lexists(file) else packed
+    if not os.path.lexists(place):
+        raise FileNotFoundError(f"{name}: '{file.name}' is missing in {file.parent}; "
+                                f"{sources[name].fetch}.")
+    try:
+        _check_plain(place)
+        with (gzip.open if place == packed else open)(place, 'rb') as f: raw = f.read(_idx_most + 1)
+    except (OSError, EOFError, ValueError, zlib.error) as e:
+        raise ValueError(f"{name}: '{place}' is damaged ({e}); fetch it again") from None
+    if len(raw) > _idx_most:
+        raise ValueError(f"{name}: '{place}' holds more than {_idx_most:,} bytes; fetch it again")
+    return raw
 
 def _read_idx(raw: bytes) -> Tensor:
     "The uint8 tensor in an idx file: 0, 0, type, number of axes, big-endian sizes, bytes."
@@ -278,7 +319,7 @@ def _read_idx(raw: bytes) -> Tensor:
 # %% ../nbs/12_data.ipynb #07a75903
 def _fashion_mnist(place: Path, size: int | None, bits: int | None):
     "Release, train and test of Fashion-MNIST's idx files in `place`."
-    raw = [_unpacked(place/f) for f in _fashion_files]
+    raw = [_unpacked(place/f, 'fashion_mnist') for f in _idx_files]
     crc = zlib.crc32(b''.join(raw))
     if crc != _fashion_crc:
         raise ValueError(f"fashion_mnist: the files in {place} have CRC-32 {crc:#x}, "
@@ -295,18 +336,24 @@ sources['fashion_mnist'] = Source(
           'or from github.com/zalandoresearch/fashion-mnist')
 
 # %% ../nbs/12_data.ipynb #b9416125
+_cifar10_most = 2**25 # bytes: each of its files holds less
+
 def _cifar10(place: Path, size: int | None, bits: int | None):
     "Release, train and test of CIFAR-10's pickled batches in `place`, read by torchvision."
     from torchvision.datasets import CIFAR10
     class Here(CIFAR10): base_folder = '' # the batches lie in `place` itself, whatever its name
     def side(train):
-        try: images = Here(place, train=train, download=False)
-        except RuntimeError as e:
-            raise ValueError(f'cifar10: a file in {place} is missing or differs from its md5 sum; '
-                             'unpack cifar-10-python.tar.gz again') from e
+        images = Here(place, train=train, download=False)
         x = torch.from_numpy(images.data).permute(0, 3, 1, 2).contiguous()
         return Split(shrink(x, size, bits), torch.tensor(images.targets))
-    return 'CIFAR-10 python version (Krizhevsky 2009)', side(True), side(False)
+    try:
+        for file, _ in CIFAR10.train_list + CIFAR10.test_list: _check_plain(place/file)
+        if any((place/f).stat().st_size > _cifar10_most for f, _ in CIFAR10.train_list):
+            raise RuntimeError('too long')
+        return 'CIFAR-10 python version (Krizhevsky 2009)', side(True), side(False)
+    except (OSError, RuntimeError, ValueError) as e:
+        raise ValueError(f'cifar10: a file in {place} is missing or differs from its md5 sum '
+                         f'({e}); unpack cifar-10-python.tar.gz again') from None
 
 sources['cifar10'] = Source(
     _cifar10, side=32, find=(('', 'cifar-10-batches-py'), ('data_batch_1',)),
@@ -321,6 +368,7 @@ def _save_npy(file: Path, shape: tuple[int, ...], chunks: Iterator[Tensor]) -> N
         with open(part, 'wb') as f:
             np.lib.format.write_array_header_1_0(f, header)
             for chunk in chunks: f.write(chunk.contiguous().numpy().data)
+        if not _is_whole(part, shape): raise ValueError(f"'{file}' would not hold {shape}")
         os.replace(part, file)
     finally: part.unlink(missing_ok=True)
 
@@ -330,30 +378,98 @@ def _map_npy(file: Path) -> Tensor:
         warnings.filterwarnings('ignore', message='The given NumPy array is not writable')
         return torch.from_numpy(np.load(file, mmap_mode='r'))
 
+def _is_whole(file: Path, shape: tuple[int, ...]) -> bool:
+    "Does the .npy `file` hold bytes of this shape, all of them?"
+    try: x = np.load(file, mmap_mode='r')
+    except (OSError, ValueError, EOFError): return False
+    return x.dtype == np.uint8 and x.shape == shape
+
+# %% ../nbs/12_data.ipynb #9a19c62d
+def _made_once(folder: Path, # made if it is not there
+               stem: str,    # of the file's name
+               of: object,   # what the pixels are made of, and how
+               shape: tuple[int, ...],
+               chunks: Iterator[Tensor] # asked only if the file is not there
+              ) -> Tensor: # uint8, mapped
+    "Pixels in a file called `stem` and a check sum of `of`; files of other sums are removed."
+    folder.mkdir(parents=True, exist_ok=True)
+    made = folder/f'{stem}-{hashlib.sha256(repr(of).encode()).hexdigest()[:12]}.npy'
+    if _is_whole(made, shape): return _map_npy(made)
+    free = shutil.disk_usage(folder).free
+    if math.prod(shape) > free:
+        raise OSError(f'{math.prod(shape):,} bytes of pixels do not fit in {folder}, where '
+                      f'{free:,} are free: make room, or choose a smaller size')
+    _save_npy(made, shape, chunks)
+    for old in set(folder.glob(f"{stem}-{'[0-9a-f]' * 12}.npy")) - {made}:
+        with suppress(OSError): old.unlink() # other systems keep what is in use
+    return _map_npy(made)
+
 # %% ../nbs/12_data.ipynb #c0236956
 _imagenet_counts = dict(train=1_281_167, test=50_000)
 
-def _imagenet_images(file: Path, side: int) -> Tensor: # uint8 (N, 3, side, side)
-    "The images of one archive. Raises ValueError for archives of another size."
-    x = np.load(file)['data']
-    if x.dtype != np.uint8 or x.shape[1:] != (3 * side**2,):
-        raise ValueError(f"imagenet{side}: '{file}' holds {x.dtype} of shape {x.shape}, "
-                         f"not uint8 (N, {3*side**2}); "
-                         f"pass the folder of the {side}x{side} archives")
-    return torch.from_numpy(x).view(-1, 3, side, side)
+class _Archive(NamedTuple):
+    "What the directory of an npz archive says, before anything is unpacked."
+    file: Path
+    data: tuple   # shape of its images
+    labels: tuple # shape of its labels
+    sums: tuple   # check sums of both
+
+def _array_header(f) -> tuple[tuple[int, ...], np.dtype]: # of an open .npy file
+    "Shape and type of the array; raises ValueError for what is none."
+    version = np.lib.format.read_magic(f)
+    if version > (2, 0): raise ValueError(f'an array file of version {version}')
+    read = getattr(np.lib.format, 'read_array_header_{}_{}'.format(*version))
+    shape, _, kind = read(f)
+    if kind.hasobject: raise ValueError('it holds objects, not numbers')
+    return shape, kind
+
+def _imagenet_archive(file: Path, side: int) -> _Archive:
+    "What the archive `file` holds; raises ValueError for what is none of `side` pixels."
+    name = f"imagenet{side}: '{file}'"
+    try:
+        _check_plain(file)
+        with zipfile.ZipFile(file) as z:
+            parts = [f'{key}.npy' for key in ('data', 'labels')]
+            (data, pixel), (labels, number) = [_array_header(z.open(part)) for part in parts]
+            sums = tuple(z.getinfo(part).CRC for part in parts)
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as e:
+        raise ValueError(f'{name} is damaged or no npz archive ({e}); fetch it again') from None
+    if pixel != np.uint8 or data[1:] != (3 * side**2,):
+        raise ValueError(f'{name} holds {pixel} of shape {data}, not uint8 (N, {3*side**2}); '
+                         f'pass the folder of the {side}x{side} archives')
+    if number.kind not in 'iu' or len(labels) != 1:
+        raise ValueError(f'{name} holds labels {number} of shape {labels}, not whole numbers (N,)')
+    return _Archive(file, data, labels, sums)
+
+# %% ../nbs/12_data.ipynb #48c29a96
+def _imagenet_part(archive: _Archive, key: str, side: int) -> np.ndarray:
+    "The array `key` of an archive; raises ValueError for a damaged one."
+    try:
+        with np.load(archive.file) as arrays: return arrays[key]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+        raise ValueError(f"imagenet{side}: '{archive.file}' is damaged ({e}); "
+                         'fetch it again') from None
 
 # %% ../nbs/12_data.ipynb #1ada13b5
-def _imagenet_labels(kind: str, files: list[Path], side: int) -> Tensor: # int64 (N,)
-    "Labels 0..999. Raises ValueError unless there are as many as the release has."
-    y = np.concatenate([np.load(f)['labels'] for f in files]).astype(np.int64) - 1
-    if len(y) != _imagenet_counts[kind]:
+def _imagenet_labels(kind: str, archives: list[_Archive], side: int) -> Tensor: # int64 (N,)
+    "Labels 0..999. Raises ValueError unless there are as many as the release has, one an image."
+    n = sum(archive.labels[0] for archive in archives)
+    if n != _imagenet_counts[kind]:
         remedy = 'fetch the archives again'
-        if (kind, len(y)) == ('test', 49_999):
+        if (kind, n) == ('test', 49_999):
             remedy = ('that is the older release, whose bits/dim do not compare: '
                       'load its PNG files by load("folder")')
-        raise ValueError(f'imagenet{side}: {len(y):,} {kind} images in {files[0].parent}, '
+        raise ValueError(f'imagenet{side}: {n:,} {kind} images in {archives[0].file.parent}, '
                          f'not the {_imagenet_counts[kind]:,} of the npz release; {remedy}')
-    return torch.from_numpy(y)
+    for file, data, labels, _ in archives:
+        if data[:1] != labels:
+            raise ValueError(f"imagenet{side}: '{file}' holds {labels[0]:,} labels for {data[0]:,} "
+                             'images; fetch it again')
+    y = np.concatenate([_imagenet_part(a, 'labels', side) for a in archives]).astype(np.int64)
+    if y.min() < 1 or y.max() > 1000:
+        raise ValueError(f'imagenet{side}: labels of {archives[0].file.parent} go from {y.min()} '
+                         f'to {y.max()}, not from 1 to 1000; fetch the archives again')
+    return torch.from_numpy(y - 1)
 
 # %% ../nbs/12_data.ipynb #9e790bd6
 def _imagenet_archives(place: Path, side: int) -> dict[str, list[Path]]:
@@ -366,25 +482,25 @@ def _imagenet_archives(place: Path, side: int) -> dict[str, list[Path]]:
     return {kind: [files[name] for name in named] for kind, named in names.items()}
 
 # %% ../nbs/12_data.ipynb #ee3b64ba
-def _imagenet_split(kind: str, archives: list[Path], out: Path, side: int,
+def _imagenet_split(kind: str, archives: list[_Archive], out: Path, side: int,
                     size: int | None, bits: int | None) -> Split:
-    "One side of the split, mapped from a file in `out` that is made of older archives once."
+    "One side of the split, mapped from a file in `out` that is made of the archives once."
     y = _imagenet_labels(kind, archives, side)
     change = (f'-size{size}' if size else '') + (f'-bits{bits}' if bits else '')
-    made = out/f'imagenet{side}-{kind}{change}.npy'
-    if not made.exists() or made.stat().st_mtime < max(f.stat().st_mtime for f in archives):
-        images = (shrink(_imagenet_images(f, side), size, bits) for f in archives)
-        _save_npy(made, (len(y), 3, size or side, size or side), images)
-    return Split(_map_npy(made), y)
+    unpacked = (torch.from_numpy(_imagenet_part(a, 'data', side)) for a in archives)
+    images = (shrink(x.view(-1, 3, side, side), size, bits) for x in unpacked)
+    shape = len(y), 3, size or side, size or side
+    return Split(_made_once(out, f'imagenet{side}-{kind}{change}', [a.sums for a in archives],
+                            shape, images), y)
 
 # %% ../nbs/12_data.ipynb #d4c15dac
 def _imagenet(place: Path, size: int | None, bits: int | None, side: int):
     "Release, train and test of ImageNet's npz batches, memory-mapped from files made of them once."
-    archives = _imagenet_archives(place, side)
+    files = _imagenet_archives(place, side)
+    archives = {kind: [_imagenet_archive(f, side) for f in named] for kind, named in files.items()}
     out = place
     if not os.access(place, os.W_OK):
         out = _cache()/f'imagenet{side}-{zlib.crc32(str(place.resolve()).encode()):08x}'
-    out.mkdir(parents=True, exist_ok=True)
     test = _imagenet_split('test', archives['test'], out, side, size, bits)
     train = _imagenet_split('train', archives['train'], out, side, size, bits)
     return f'ImageNet-{side} downsampled npz (Chrabaszcz et al. 2017, box)', train, test
@@ -407,77 +523,293 @@ def _in_test(name: str) -> bool:
     "Is the file of this relative name, with forward slashes, a test image? @eq-hash."
     return int(hashlib.sha256(os.fsencode(name)).hexdigest(), 16) % 10 == 0
 
-# %% ../nbs/12_data.ipynb #b7342704
-def _read_image(file: Path, size: int | None) -> Tensor:
-    "The image, uint8 (3, H, W), upright, on white; cropped and averaged to `size` if given."
-    from PIL import Image, ImageOps
-    try:
-        with Image.open(file) as im:
-            if im.mode[0] in 'IF': raise ValueError(f'{im.mode} has more than 8 bits a pixel')
-            im = ImageOps.exif_transpose(im).convert('RGBA')
-        im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')
-    except Exception as e:
-        raise ValueError(f"folder: '{file}' is not a readable 8-bit image ({e}); "
-                         "repair it or move it away") from e
-    x = torch.from_numpy(np.array(im)).permute(2, 0, 1)
-    if size is None: return x
-    h, w = x.shape[1:]
-    m = min(h, w)
-    if m < size:
-        raise ValueError(f"folder: '{file}' is {w}x{h}, smaller than size={size}; "
-                         f"choose size={m} or move it away")
-    top, left = (h - m) // 2, (w - m) // 2
-    return area_resize(x[:, top:top + m, left:left + m], size)
+# %% ../nbs/12_data.ipynb #5d48550f
+def _is_run(files: set[str]) -> bool: # names in a folder
+    "Is this a run folder?"
+    return 'config.json' in files and bool(files & {'metrics.jsonl', 'checkpoint'})
 
-# %% ../nbs/12_data.ipynb #e21629fd
+def _kind(entry: os.DirEntry) -> str: # folder or file
+    "What a name stands for; raises ValueError for dead links and for what is neither."
+    try: mode = entry.stat().st_mode
+    except OSError as e:
+        said = 'is a link that leads nowhere' if entry.is_symlink() else 'cannot be read'
+        raise ValueError(f"folder: '{entry.path}' {said} ({e.strerror}); "
+                         'restore it or remove it') from None
+    if stat.S_ISDIR(mode): return 'folder'
+    if stat.S_ISREG(mode): return 'file'
+    raise ValueError(f"folder: '{entry.path}' is a pipe, socket or device, not an image; "
+                     'move it away')
+
+# %% ../nbs/12_data.ipynb #635083ce
 def _file_names(place: Path) -> list[str]: # relative to place, with forward slashes
-    "The files below a folder, in order, hidden ones left out."
-    names = sorted(f.relative_to(place).as_posix() for f in place.rglob('*') if f.is_file())
-    return [name for name in names if not any(part.startswith('.') for part in name.split('/'))]
+    """The files below a folder, in order, hidden ones and run folders left out. Raises ValueError
+    for links that lead nowhere, or to a folder that is there already."""
+    names = []
+    runs = []
+    visited = {} # inside, by what identifies a folder
+    ahead = ['']
+    while ahead:
+        inside = ahead.pop()
+        try: entries = [e for e in os.scandir(place/inside) if not e.name.startswith('.')]
+        except OSError as e:
+            raise ValueError(f"folder: '{place/inside}' cannot be read ({e.strerror})") from None
+        status = os.stat(place/inside)
+        before = visited.setdefault((status.st_dev, status.st_ino), inside)
+        if before != inside:
+            raise ValueError(f"folder: '{inside}' and '{before or place}' are one folder; "
+                             'remove the link, or its images count twice')
+        if _is_run({e.name for e in entries}): runs.append(inside or str(place))
+        else:
+            for e in sorted(entries, key=lambda e: e.name):
+                (ahead if _kind(e) == 'folder' else names).append(f'{inside}/{e.name}'.lstrip('/'))
+    _say_left_out('run folders', sorted(runs))
+    return sorted(names)
+
+# %% ../nbs/12_data.ipynb #12c7e331
+def _say_left_out(what: str, names: list[str]) -> None:
+    "A warning of one line that names what a folder holds and is not read, if there is any."
+    if not names: return
+    more = f' and {len(names) - 3:,} more' if len(names) > 3 else ''
+    named = ', '.join(map(repr, names[:3])) + more
+    warnings.warn(f'folder: {what} are left out: {named}', stacklevel=2)
+
+# %% ../nbs/12_data.ipynb #03b5caeb
+_formats = 'BMP', 'GIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP' # the only ones that are opened
+_endings = set('bmp dib gif jpg jpeg jpe jfif png apng ppm pgm pbm pnm tif tiff webp'.split())
+_starts = b'\x89PNG', b'\xff\xd8\xff', b'GIF8', b'II*\0', b'MM\0*', b'RIFF'
+_others = set('heic heif avif jp2 j2k jpx jxl svg psd eps ps pdf ico tga exr hdr dcm dng cr2 cr3 '
+              'nef arw orf rw2 raf raw mp4 mov avi mkv webm'.split()) # pictures that are not read
+
+def _is_image(file: Path) -> bool:
+    "Is the file meant to be read? Raises ValueError for pictures in a format that is not."
+    ending = file.suffix[1:].lower()
+    if ending in _endings: return True
+    if ending in _others:
+        raise ValueError(f"folder: '{file}' is in a format that is not read; "
+                         f"save it as one of {', '.join(_formats)}, or move it away")
+    try:
+        with open(file, 'rb') as f: return f.read(4).startswith(_starts)
+    except OSError as e:
+        raise ValueError(f"folder: '{file}' cannot be read ({e.strerror})") from None
+
+def _image_names(place: Path) -> list[str]: # relative to place, with forward slashes
+    "The images below a folder, in order; a warning names the files that are none."
+    names = _file_names(place)
+    images = [name for name in names if _is_image(place/name)]
+    _say_left_out('files that are no images', sorted(set(names) - set(images)))
+    return images
 
 # %% ../nbs/12_data.ipynb #7015c848
-def _has_split(place: Path, names: list[str]) -> bool:
-    "Are the files divided into train and one of test, val, valid? Raises ValueError for several."
-    tops = {name.split('/')[0] for name in names}
-    own = 'train' in tops and tops <= {'train', 'test', 'val', 'valid'}
-    if own and len(tops) != 2:
-        raise ValueError(f"folder: {place} has the sub-folders {sorted(tops)}; keep two: train, "
-                         "and one of test, val, valid")
-    return own
+_side_words = dict(train='train(ing)?',
+                   test='test(ing)?|val(id(ation)?)?|eval(uation)?|dev|hold-?out')
+_tail = r'[ _.-]?((data)?set|split|data|im(age|g)s?|photos?|pictures?)?[ _.-]?[0-9]*(x[0-9]+)?'
 
-def _labels(place: Path, names: list[str], own: bool) -> Tensor | None: # int64 (N,)
-    "The sub-folders as class labels, in alphabetical order; None if there are none."
-    labels = [name.split('/')[own] if name.count('/') > own else '' for name in names]
-    classes = {label: k for k, label in enumerate(sorted(set(labels)))}
-    if '' in classes and len(classes) > 1:
+def _role(folder: str) -> str | None: # of a folder's name: train, test or None
+    "Which side of a split a folder is called."
+    said = [role for role, word in _side_words.items()
+            if re.fullmatch(f'({word}){_tail}', folder, re.IGNORECASE)]
+    return said[0] if said else None
+
+def _hints(folder: str) -> set[str]: # of train, test
+    "Sides of a split that a folder's name has among its words."
+    words = re.findall('[a-z]+', re.sub('(?<=[a-z])(?=[A-Z])', ' ', folder).lower())
+    return {_role(word) for word in words} - {None}
+
+# %% ../nbs/12_data.ipynb #ef6cb4f8
+def _sides(place: Path, names: list[str]) -> dict[str, str]: # top folder: train or test
+    "The two folders of a split, none without; raises ValueError for what only looks like a split."
+    tops = sorted({name.split('/')[0] for name in names})
+    folders = {name.split('/')[0] for name in names if '/' in name}
+    sides = {top: role for top in tops if top in folders and (role := _role(top))}
+    roles = sorted(sides.values())
+    if roles == ['test', 'train'] and len(tops) == 2: return sides
+    if 'test' in roles or len(roles) > 1 or tops == list(sides) != []:
+        raise ValueError(f"folder: {place} holds {', '.join(tops[:8])}: keep two sub-folders, one "
+                         'called train and one test or val, or rename those that are classes')
+    hints = [_hints(top) for top in tops]
+    if all(hints) and len(set().union(*hints)) == 2:
+        raise ValueError(f"folder: {', '.join(tops[:8])} in {place} look like a split; "
+                         'call one train and the other test')
+    for top in tops:
+        inside = [name.split('/')[1:] for name in names if name.startswith(f'{top}/')]
+        inner = {_role(parts[0]) for parts in inside if len(parts) > 1}
+        if {'train', 'test'} <= inner:
+            remedy = f"pass path='{place/top}'" if len(tops) == 1 else 'put train and test on top'
+            raise ValueError(f"folder: '{top}' holds a split of its own; {remedy}")
+    return {}
+
+# %% ../nbs/12_data.ipynb #ef4ac8cc
+def _is_test(name: str, sides: dict[str, str]) -> bool:
+    "Is the file of this relative name a test image?"
+    return sides[name.split('/')[0]] == 'test' if sides else _in_test(name)
+
+def _check_classes(place: Path, names: list[str], labels: list[str], sides: dict[str, str]) -> None:
+    "Raises ValueError for images without a class beside others, warns of classes to test alone."
+    if '' in labels:
+        flat, deep = ({n.split('/')[0] for n, label in zip(names, labels) if bool(label) == has}
+                      for has in (False, True))
+        if sides and not flat & deep:
+            raise ValueError(f"folder: '{flat.pop()}' in {place} has no classes but the other side "
+                             'has; give both the same sub-folders, or none')
         raise ValueError(f"folder: '{names[labels.index('')]}' lies beside labelled sub-folders; "
                          f"put every image of {place} in one, or none")
-    return None if '' in classes else torch.tensor([classes[label] for label in labels])
+    learned = {label for name, label in zip(names, labels) if not _is_test(name, sides)}
+    if unseen := sorted(set(labels) - learned):
+        said = f"folder: {', '.join(map(repr, unseen[:8]))} in {place} have no training image"
+        if sides: raise ValueError(f'{said}; give train and test the same sub-folders')
+        warnings.warn(f'{said}; add images to learn them', stacklevel=2)
 
-# %% ../nbs/12_data.ipynb #82ef7b73
-def _folder(place: Path, size: int | None, bits: int | None):
-    "Release, train and test of all images below the folder `place`."
-    names = _file_names(place)
-    own = _has_split(place, names)
-    is_test = (lambda name: not name.startswith('train/')) if own else _in_test
-    test = torch.tensor(list(map(is_test, names)))
-    if not test.any() or test.all():
-        raise ValueError(f"folder: {len(names)} files in {place} give {int(test.sum())} test "
-                         "images; add images, or split them into sub-folders train and test")
-    y = _labels(place, names, own)
-    images = [_read_image(place/name, size) for name in names]
+def _labels(place: Path, names: list[str], sides: dict[str, str]) -> Tensor | None: # int64 (N,)
+    "The sub-folders as class labels, in alphabetical order; None if there are none."
+    depth = bool(sides)
+    labels = [name.split('/')[depth] if name.count('/') > depth else '' for name in names]
+    if not any(labels): return None
+    _check_classes(place, names, labels, sides)
+    classes = {label: k for k, label in enumerate(sorted(set(labels)))}
+    return torch.tensor([classes[label] for label in labels])
+
+# %% ../nbs/12_data.ipynb #b7342704
+_most_pixels = 100_000_000 # of an image
+_large = threading.Lock()  # held while one of more than a tenth of that is decoded
+
+def _check_image(im: 'Image' # opened, not decoded
+                ) -> None:
+    "Raises ValueError for what would not be read whole."
+    w, h = im.size
+    if w * h > _most_pixels: raise ValueError(f'{w}x{h} are more than {_most_pixels:,} pixels')
+    codes = [arg for tile in im.tile for arg in np.atleast_1d(np.array(tile[3], dtype=object))]
+    deep = any(re.search(';16[BLN]|;32', c) if isinstance(c, str) else False for c in codes)
+    deep |= im.format == 'PPM' and any(isinstance(c, int) and c > 255 for c in codes)
+    if deep or im.mode[0] in 'IF': raise ValueError('it has more than 8 bits a colour')
+    if im.format != 'MPO' and getattr(im, 'is_animated', False): # a camera's first is the picture
+        raise ValueError('it holds several pictures')
+
+def _with_image(file: Path, use: Callable) -> object: # what `use` says of the image
+    "Opens an image and looks at it; raises ValueError, which names the file."
+    from PIL import Image
+    try:
+        _check_plain(file)
+        with Image.open(file, formats=_formats) as im:
+            _check_image(im)
+            with _large if math.prod(im.size) > _most_pixels / 10 else nullcontext(): return use(im)
+    except Exception as e:
+        said = str(e).replace(f"'{file}'", 'it')
+        raise ValueError(f"folder: '{file}' is not a readable 8-bit image ({said}); "
+                         "repair it or move it away") from None
+
+# %% ../nbs/12_data.ipynb #d250e1c8
+def _upright(im: 'Image', grey: bool) -> Tensor: # uint8 (1 or 3, H, W)
+    "The pixels of an opened image, turned as its camera says, transparency laid on white."
+    from PIL import Image, ImageOps
+    ImageOps.exif_transpose(im, in_place=True)
+    if im.has_transparency_data:
+        im = im.convert('RGBA')
+        im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
+    if grey or im.mode in ('1', 'L'): return torch.from_numpy(np.array(im.convert('L')))[None]
+    return torch.from_numpy(np.array(im.convert('RGB'))).permute(2, 0, 1)
+
+def _cropped(x: Tensor, # (..., H, W)
+             shape: tuple[int, int] # h, w
+            ) -> Tensor: # a view (..., a, b)
+    "The largest rectangle of proportions h:w in the centre, in whole pixels."
+    height, width = x.shape[-2:]
+    h, w = shape
+    a = min(height, h * width // w)
+    b = min(width, w * height // h)
+    top, left = (height - a) // 2, (width - b) // 2
+    return x[..., top:top + a, left:left + b]
+
+def _read_image(file: Path, size: int | tuple[int, int] | None, grey: bool = False) -> Tensor:
+    "The image, uint8 (1 or 3, H, W); cropped and averaged to `size` if given."
+    x = _with_image(file, partial(_upright, grey=grey))
+    if size is None: return x.expand(1 if grey else 3, -1, -1)
+    height, width = x.shape[-2:]
+    h, w = size if isinstance(size, tuple) else (size, size)
+    if height < h or width < w:
+        remedy = f'size={min(height, width)}' if h == w else 'a smaller size'
+        raise ValueError(f"folder: '{file}' is {width}x{height}, smaller than size={size}; "
+                         f"choose {remedy} or move it away")
+    return area_resize(_cropped(x, (h, w)), (h, w)).expand(1 if grey else 3, -1, -1)
+
+# %% ../nbs/12_data.ipynb #094297d5
+_in_memory = 2**30 # bytes of pixels; more are mapped from a file
+
+def _in_threads(f: Callable, items: Sequence, title: str) -> Iterator: # f(item) of each, in order
+    "Several threads work ahead, by a few items each; a bar shows what takes over two seconds."
+    threads = min(8, torch.get_num_threads())
+    hidden = {} if first_process() else dict(disable=True)
+    pool = ThreadPoolExecutor(threads)
+    try:
+        with tqdm(desc=title, total=len(items), delay=2, **hidden) as bar:
+            for start in range(0, len(items), 4 * threads):
+                for found in pool.map(f, items[start:start + 4 * threads]):
+                    yield found
+                    bar.update()
+    finally: pool.shutdown(cancel_futures=True)
+
+# %% ../nbs/12_data.ipynb #dea1d879
+def _same_shape(images: Iterator[Tensor], names: list[str]) -> Iterator[Tensor]:
+    "The images; raises ValueError for one that differs in size from the first."
     for name, image in zip(names, images):
-        if image.shape != images[0].shape:
+        if name == names[0]: shape = image.shape
+        if image.shape != shape:
             raise ValueError(f"folder: size=None, but '{name}' and '{names[0]}' differ in size; "
                              "pass size=... to crop and resize")
-    x = shrink(torch.stack(images), None, bits)
-    split = 'own split' if own else 'a tenth by name hash for test'
-    release = f"folder '{place.resolve().name}', {split}"
-    if size: release += f', centre-cropped and resized to {size} by area'
-    side = lambda chosen: Split(x[chosen], None if y is None else y[chosen])
-    return release, side(~test), side(test)
+        yield image
 
-sources['folder'] = Source(_folder, find=None)
+def _read_images(place: Path, names: list[str], size: int | tuple[int, int] | None,
+                 bits: int | None, grey: bool) -> Tensor: # uint8 (N, C, H, W), in memory or mapped
+    "All images of these names, in this order."
+    read = lambda name: shrink(_read_image(place/name, size, grey), None, bits)
+    images = _same_shape(_in_threads(read, names, 'reading images'), names)
+    shape = len(names), *read(names[0]).shape
+    if math.prod(shape) <= _in_memory:
+        x = torch.empty(shape, dtype=torch.uint8)
+        for k, image in enumerate(images): x[k] = image
+        return x
+    stats = [os.stat(place/name) for name in names]
+    seen = [(name, s.st_size, s.st_mtime_ns) for name, s in zip(names, stats)]
+    of = str(place.resolve()), size, bits, grey
+    stem = f'folder-{hashlib.sha256(repr(of).encode()).hexdigest()[:12]}'
+    return _made_once(_cache(), stem, seen, shape, images)
+
+# %% ../nbs/12_data.ipynb #82ef7b73
+def _folder(place: Path, size: int | tuple[int, int] | None, bits: int | None,
+            grey: bool | None = None):
+    "Release, train and test of all images below the folder `place`."
+    names = _image_names(place)
+    sides = _sides(place, names)
+    names.sort(key=partial(_is_test, sides=sides)) # first to train, then to test
+    n = len(names) - sum(_is_test(name, sides) for name in names)
+    if not 0 < n < len(names):
+        raise ValueError(f"folder: {len(names)} images in {place} give {len(names) - n} test "
+                         "images; add images, or split them into sub-folders train and test")
+    y = _labels(place, names, sides)
+    if n == len(names) - 1:
+        warnings.warn(f'folder: {place} has one test image, of which no standard error can be '
+                      'made; add images', stacklevel=2)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='Image size .* exceeds limit') # ours is another
+        mode = partial(_with_image, use=lambda im: im.mode)
+        modes = set(_in_threads(mode, [place/name for name in names], 'opening images'))
+        if grey is None: grey = modes <= {'1', 'L', 'LA'}
+        x = _read_images(place, names, size, bits, grey)
+    return _folder_release(place, size, sides, grey), *_parted(x, y, n)
+
+def _parted(x: Tensor, y: Tensor | None, n: int) -> tuple[Split, Split]:
+    "The first n examples, and the others."
+    return Split(x[:n], None if y is None else y[:n]), Split(x[n:], None if y is None else y[n:])
+
+def _folder_release(place: Path, size: int | tuple[int, int] | None, sides: dict,
+                    grey: bool) -> str:
+    "Where the images come from and what was done to them."
+    split = 'own split' if sides else 'a tenth by name hash for test'
+    release = f"folder '{place.resolve().name}', {split}" + ', grey' * grey
+    if size is None: return release
+    shape = f'{size[0]}x{size[1]}' if isinstance(size, tuple) else size
+    return f'{release}, centre-cropped and resized to {shape} by area'
+
+sources['folder'] = Source(_folder, find=None, options=('grey',))
 
 # %% ../nbs/12_data.ipynb #ffacc832
 def _two_moons(u: np.ndarray):
@@ -515,12 +847,34 @@ def _toy(name: str, place: None = None, size: None = None, bits: None = None):
 sources.update((name, Source(partial(_toy, name), levels=None)) for name in _toys)
 
 # %% ../nbs/12_data.ipynb #ee4c13ba
-def _checked(name: str, bits: int | None, size: int | None, path: str | Path | None) -> Source:
+def _checked_size(name: str, size: object, side: int | None) -> int | tuple[int, int] | None:
+    "size, a pair as a tuple; raises ValueError unless it is a number of pixels, or two."
+    if size is None: return None
+    if not isinstance(size, (list, tuple)):
+        _whole('size', size, 1, side)
+        return size
+    if len(size) == 1: return _checked_size(name, size[0], side)
+    if len(size) != 2: raise ValueError(f'size={size}: choose one number, or height and width')
+    for number in size: _whole('size', number, 1)
+    if side: raise ValueError(f'size={tuple(size)}: {name} is square; choose one number')
+    return tuple(size)
+
+def _checked_path(path: object) -> None:
+    "Raises ValueError unless `path` can be the name of a place."
+    if not isinstance(path, (str, os.PathLike)) or not str(path) or '\0' in str(path):
+        raise ValueError(f'path={path!r}: pass the name of a folder')
+    try: Path(path).expanduser()
+    except RuntimeError: raise ValueError(f'path={path!r}: there is no such home folder') from None
+
+def _checked(name: str, bits: int | None, size: object, path: str | Path | None,
+             options: dict # further arguments of `load`
+            ) -> Source:
     "The entry of the table. Raises ValueError for an argument of `load` that does not fit."
     if name not in sources: raise ValueError(f"name={name!r}: choose one of {', '.join(sources)}")
     source = sources[name]
     if source.levels is None and (bits, size) != (None, None):
         raise ValueError(f'bits={bits}, size={size}: {name} is points, not images; leave both out')
+    if path is not None: _checked_path(path)
     if isinstance(source.find, str) and path is not None:
         raise ValueError(f'path={str(path)!r}: {name} needs no files; leave path out')
     if source.find is None and path is None:
@@ -529,22 +883,28 @@ def _checked(name: str, bits: int | None, size: int | None, path: str | Path | N
         raise ValueError(f'bits={bits}: {name} has {source.levels} levels, not 256; '
                          'leave bits out or choose fashion_mnist')
     if bits is not None: _whole('bits', bits, 1, 8)
-    if size is not None: _whole('size', size, 1, source.side)
+    for option, value in options.items():
+        if option not in source.options:
+            raise ValueError(f'{option}={value!r}: {name} has no choice there; leave it out')
     return source
 
 # %% ../nbs/12_data.ipynb #d658f332
 def load(name: str,               # 'digits', 'fashion_mnist', ...: an entry of `sources`
          bits: int | None = None, # keep the n most significant bits of a byte: vocab 2**bits
-         size: int | None = None, # resize to size x size pixels by area average
-         path: str | Path | None = None # its folder, if files are not where `available` finds them
+         # pixels of the result by area average, of a side or (height, width)
+         size: int | tuple[int, int] | None = None,
+         path: str | Path | None = None, # its folder, if files are not where `available` finds them
+         grey: bool | None = None # folder: one channel? By default if every file is stored in grey
         ) -> Data:
     "Images with a named release and a fixed split; raises FileNotFoundError for files not found."
-    source = _checked(name, bits, size, path)
+    options = {} if grey is None else dict(grey=grey)
+    source = _checked(name, bits, size, path, options)
+    size = _checked_size(name, size, source.side)
     place = _find(source.find, path)
     if place is None: raise _not_found(name, source, path)
     if size == source.side: size = None
     if bits == 8: bits = None
-    release, train, test = source.read(place, size, bits)
+    release, train, test = source.read(place, size, bits, **options)
     if size and source.side: release += f', resized {source.side}->{size} by area'
     if bits: release += f', {bits} bits'
     vocab = 2**bits if bits else source.levels

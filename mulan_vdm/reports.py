@@ -58,8 +58,7 @@ def draw_run(run: str | Path, # run folder
                    metrics=plot_metrics(run.path))
     if len(model.schedule.event_shape) == 3:
         figures['pixels'] = plot_pixel_schedule(model.schedule, w, None if w is None else x)
-    for name, figure in figures.items(): figure.savefig(run.picture(name), dpi=120)
-    return [run.picture(name) for name in figures]
+    return [run.write_picture(name, figure) for name, figure in figures.items()]
 
 # %% ../nbs/23_reports.ipynb #7e57159e
 def _several(model: Diffusion, data: Data, samples: int, **how) -> dict: # JSON-ready
@@ -92,16 +91,18 @@ def _flow(model: Diffusion, data: Data,
           draws: int | None, n: int | None, seed: int,
           options: dict, # tolerance, trace, dequantization
           **how) -> tuple[Evaluation, str]: # batch_size, progress; what was found, in words
-    "Likelihood by the probability flow, on the first n images or all."
+    "Likelihood by the probability flow, on n images chosen once and for all, or all."
     strata = data.strata if n is None else None
     generator = torch.Generator().manual_seed(seed)
-    found = ode_evaluate(model, data.test.x[:n], None, draws or 1, strata=strata,
+    found = ode_evaluate(model, data.test.some(n).x, None, draws or 1, strata=strata,
                          generator=generator, **options, **how)
     nfe = found.extra['nfe']
     mean = nfe.mean().item()
+    solver = found.extra['solver']
+    error = '' if solver is None else f', error of the solver {solver:+.5f} bits/dim'
     report.update(found.report(), draws=found.draws, nfe=mean, nfe_max=int(nfe.max()), **options)
     return found, (f"{found.draws} draws each, tolerance {options['tolerance']:g}, {mean:.0f} "
-                   f"function evaluations per image (at most {nfe.max():.0f})\n{found.table()}")
+                   f"function evaluations per image (at most {nfe.max():.0f}){error}\n{found.table()}")
 
 # %% ../nbs/23_reports.ipynb #38f1b3b7
 class _Reported(Evaluation):
@@ -111,9 +112,10 @@ class _Reported(Evaluation):
 # %% ../nbs/23_reports.ipynb #726cc4a8
 def _about(run: Run, data: Data) -> dict: # JSON-ready
     "What a run was trained on, its system, size and seconds of training."
-    return dict(data=data.name, release=data.release, system=run.config['system'],
+    return dict(data=data.name, release=data.release, fingerprint=data.fingerprint,
+                system=run.config['system'],
                 params=sum(p.numel() for p in run.model().parameters()),
-                seconds=float(run.metrics()['seconds'][-1]))
+                seconds=run.seconds)
 
 # %% ../nbs/23_reports.ipynb #1d7e64d9
 def evaluate_run(run: str | Path, # run folder
@@ -122,7 +124,7 @@ def evaluate_run(run: str | Path, # run folder
                  # ode, one by default
                  draws: int | None = None,
                  samples: int = 1, # vlb: latents per image for the K-draw bound
-                 n: int | None = None, # ode: the first n test images; all by default
+                 n: int | None = None, # ode: how many test images, chosen once and for all; all by default
                  batch_size: int = 128, # images per batch
                  T: int | None = None, # vlb: number of steps; None for continuous time
                  # vlb: noise levels even in log SNR, not the schedule's own? By default wherever one
@@ -238,8 +240,9 @@ def sample_run(run: str | Path, # run folder
     if not first_process(): return found
     title = _title(config, trained, steps, step, label, guidance)
     columns = max(1, round(min(n, 100)**0.5))
-    plot_images(x[:100], model.codec.vocab, columns, title).savefig(run.picture('samples'), dpi=150)
-    found.text = (f"{n} samples in {seconds:.1f} s\npicture: {run.picture('samples')}\n"
+    drawn = plot_images(x[:100], model.codec.vocab, columns, title)
+    found.text = (f"{n} samples in {seconds:.1f} s\n"
+                  f"picture: {run.write_picture('samples', drawn, 150)}\n"
                   f"array: {run.write_samples(x)}")
     if score:
         how.update(label=label, seed=seed, trained=trained, seconds=round(seconds, 1))
@@ -341,8 +344,7 @@ def explore_run(run: str | Path, # run folder
     neighbours.png in the run folder."""
     run = Run(run)
     figures = latent_figures(run.model().to(device()), run.data(), n, steps)
-    for name, figure in figures.items(): figure.savefig(run.picture(name), dpi=150)
-    pictures = [run.picture(name) for name in figures]
+    pictures = [run.write_picture(name, figure, 150) for name, figure in figures.items()]
     return Result('\n'.join(f'picture: {p}' for p in pictures), pictures=pictures)
 
 # %% ../nbs/23_reports.ipynb #e19ff055
@@ -353,9 +355,11 @@ def _bounds(runs: list[Run]) -> list[dict]: # one row each
     strata = runs[0].data().strata
     alike = lambda r: all(r.get(k, False) == reports[0].get(k, False)
                           for k in ('data', 'release', 'n', 'seed', 'draws', 'T'))
+    # version 0.1.0 did not know which images they were
+    images = lambda r: r.get('fingerprint', reports[0].get('fingerprint'))
     rows = []
     for run, r, bpd in zip(runs, reports, values):
-        paired = rows and alike(r)
+        paired = rows and alike(r) and images(r) == reports[0].get('fingerprint', images(r))
         rows.append(dict(run=str(run), system=r['system'], bpd=[r['bpd'], r['bpd_se']],
                          latent=r['terms']['latent'][0],
                          difference=list(mean_se(bpd - values[0], strata)) if paired else None,

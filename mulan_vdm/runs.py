@@ -8,23 +8,28 @@ __all__ = ['Run', 'load_run']
 # %% ../nbs/14_runs.ipynb #c60a3cab
 import contextlib
 import errno
+import hashlib
+import inspect
 import io
 import json
 import numpy as np
 import os
-import shutil
+import re
+import secrets
+import stat
 import torch
 import zlib
 from fastcore.basics import patch
 from pathlib import Path
 from safetensors import safe_open, SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
-from typing import Iterator
+from types import UnionType
+from typing import Any, Callable, get_args, get_origin, Iterable, Iterator, Union
+from . import __version__
 from .schedules import choose
 from .diffusion import Diffusion
 from .data import Data, load as load_data
-from .systems import build
+from .systems import build, systems, translated
 
 # %% ../nbs/14_runs.ipynb #ee1f11dc
 class Run:
@@ -33,7 +38,10 @@ class Run:
                  last='checkpoint/state.safetensors', previous='checkpoint/previous.safetensors')
     tails = {'': '', 'ode': '_ode', 'samples': '_samples', 'probe': '_probe'} # of reports
 
-    def __init__(self, path: Path | str): self.path = Path(path)
+    def __init__(self, path: Path | str):
+        self.path = Path(path).expanduser()
+        self._held = None   # handle of the folder while it is locked
+        self._config = None # what config.json holds, from `start` on
 
     def __fspath__(self) -> str: return str(self.path)
 
@@ -42,6 +50,10 @@ class Run:
     def file(self, name: str) -> Path: # of the table `files`
         "Where a file lies, or will lie."
         return self.path / self.files[name]
+
+    def _parts(self, name: str) -> list[str]: # of a checkpoint
+        "Its folder in this one, and its name there."
+        return self.files[name].split('/')
 
     def checkpoint(self, previous: bool = False) -> Path:
         "Where the last checkpoint lies, or the one before it."
@@ -60,50 +72,204 @@ def _brief(said: object) -> str:
     "What somebody else has to say, in one line that is not too long."
     return ' '.join(str(said).split())[:200]
 
-def _sync(path: Path) -> None:
-    "Waits until a file or a folder is on the disk."
-    handle = os.open(path, os.O_RDONLY)
-    try: os.fsync(handle)
-    finally: os.close(handle)
+def _open_folder(path: Path | str, within: int | None = None) -> int: # an open folder; handle
+    "Opens a folder, in another one not through a link; raises OSError."
+    followed = 0 if within is None else os.O_NOFOLLOW
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | followed, dir_fd=within)
+
+def _write_all(handle: int, content: bytes) -> None:
+    "Writes bytes to an open file, in as many turns as the system takes."
+    left = memoryview(content)
+    while len(left): left = left[os.write(handle, left):]
+
+def _is_locked(handle: int) -> bool | None: # an open file
+    "Locks a file unless another process has; None on systems and files without locks."
+    try:
+        import fcntl
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError: return None
+    except OSError as e: return True if e.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
+    return False
 
 # %% ../nbs/14_runs.ipynb #bd69fe29
-def _write_whole(path: Path, content: bytes) -> None:
-    "Writes a file under another name and renames it: never half a file."
-    temporary = path.with_name(path.name + '.tmp')
-    temporary.write_bytes(content)
-    _sync(temporary)
-    os.replace(temporary, path)
+# of this version, of safetensors, of version 0.1.0
+_leftover = re.compile(r'\..+\.[0-9a-f]{8}\.tmp|\.tmp\w{6}|'
+                       r'(config\.json|metrics\.jsonl|report\w*\.json|per_image\w*\.npz|'
+                       r'samples\.npy|state|previous)\.tmp')
+
+def _sweep(folder: int) -> None:
+    "Removes what killed writers have left; what is being written is locked and stays."
+    for name in filter(_leftover.fullmatch, os.listdir(folder)):
+        with contextlib.suppress(OSError):
+            handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+            try:
+                if _is_locked(handle) is False: os.unlink(name, dir_fd=folder)
+            finally: os.close(handle)
+
+@contextlib.contextmanager
+def _spare(folder: int, name: str) -> Iterator[tuple[int, str]]: # open file, its name for now
+    "A new file of this process alone, locked; removed in the end unless it was renamed."
+    spare = f'.{name}.{secrets.token_hex(4)}.tmp'
+    how = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    handle = os.open(spare, how, 0o666, dir_fd=folder) # less the umask
+    try:
+        _is_locked(handle)
+        yield handle, spare
+    finally:
+        with contextlib.suppress(FileNotFoundError): os.unlink(spare, dir_fd=folder)
+        os.close(handle)
 
 # %% ../nbs/14_runs.ipynb #5a95572f
-def _link_as(path: Path, other: Path) -> None:
-    "Gives a file a second name, in one moment, whatever had that name before."
-    spare = other.with_suffix('.tmp')
-    spare.unlink(missing_ok=True)
-    try: os.link(path, spare)
-    except OSError: shutil.copyfile(path, spare) # a file system without second names
-    os.replace(spare, other)
-    spare.unlink(missing_ok=True)                # both names may have been the same file already
+def _write_whole(folder: int, # handle
+                 name: str,   # in it
+                 parts: Iterable[bytes],
+                 keep: str | None = None # a second name for the file that has this one now
+                ) -> None:
+    "Writes a file under another name and renames it: never half a file. Raises OSError."
+    _sweep(folder)
+    with _spare(folder, name) as (handle, spare):
+        for part in parts: _write_all(handle, part)
+        os.fsync(handle)
+        if keep: _name_again(folder, name, keep)
+        os.replace(spare, name, src_dir_fd=folder, dst_dir_fd=folder)
+    os.fsync(folder)
+
+def _name_again(folder: int, name: str, other: str) -> None:
+    "Gives a file, if it is there, a second name, in one moment, whatever had that name before."
+    spare = f'.{other}.{secrets.token_hex(4)}.tmp'
+    try: os.link(name, spare, src_dir_fd=folder, dst_dir_fd=folder)
+    except FileNotFoundError: return
+    except OSError: return _write_whole(folder, other, _parts_of(folder, name)) # without links
+    try: os.replace(spare, other, src_dir_fd=folder, dst_dir_fd=folder)
+    finally: # it is still there if that failed, or if both names are one file already
+        with contextlib.suppress(FileNotFoundError): os.unlink(spare, dir_fd=folder)
+
+def _parts_of(folder: int, name: str) -> Iterator[bytes]:
+    "The content of a file, piece by piece."
+    with open(os.open(name, os.O_RDONLY, dir_fd=folder), 'rb') as f:
+        while part := f.read(1 << 20): yield part
+
+# %% ../nbs/14_runs.ipynb #90a0c446
+@patch
+@contextlib.contextmanager
+def _folder(self: Run,
+            below: str = '', # a sub-folder
+            make: bool = True # that?
+           ) -> Iterator[int]: # handle
+    "The folder: the one that is locked, wherever it is now, or the one that is there by this name."
+    with contextlib.ExitStack() as opened:
+        folder = self._held
+        if folder is None:
+            folder = _open_folder(self.path)
+            opened.callback(os.close, folder)
+        if below:
+            with contextlib.suppress(FileExistsError):
+                if make: os.mkdir(below, dir_fd=folder)
+            folder = _open_folder(below, folder)
+            opened.callback(os.close, folder)
+        yield folder
+
+@patch
+@contextlib.contextmanager
+def _naming(self: Run, name: str, step: int | None = None) -> Iterator[None]: # file; of a save
+    "An OSError names the file and says what to do."
+    try: yield
+    except OSError as e:
+        why = e.strerror or e
+        when = '' if step is None else f' at step {step}'
+        again = 'do it again' if step is None else 'add --resume; the checkpoint before it is whole'
+        remedy = f'make room or allow writing, then {again}'
+        if e.errno in (errno.ENOENT, errno.ESTALE):
+            remedy = f'was {self} deleted meanwhile? Start again in another folder'
+        if e.errno in (errno.ENOTDIR, errno.ELOOP):
+            remedy = 'a run keeps its files in its own folder: remove the link or file on the way'
+        raise type(e)(f"{self.path / name} could not be written{when} ({why}): {remedy}") from None
+
+@patch
+def _write(self: Run, name: str, parts: Iterable[bytes]) -> Path:
+    "Writes a file of the folder, whole or not at all; raises OSError."
+    with self._naming(name), self._folder() as folder: _write_whole(folder, name, parts)
+    return self.path / name
+
+# %% ../nbs/14_runs.ipynb #095ba6b4
+def _content(path: Path) -> bytes:
+    "What a file holds; raises FileNotFoundError or OSError, ValueError for a pipe or a device."
+    try: handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError: raise FileNotFoundError(f"{path} does not exist") from None
+    except OSError as e:
+        raise type(e)(f"{path} could not be read ({e.strerror}): allow reading it") from None
+    try:
+        _check_regular(path, os.fstat(handle))
+        with open(handle, 'rb', closefd=False) as f: return f.read()
+    finally: os.close(handle)
+
+def _check_regular(path: Path, found: os.stat_result) -> None:
+    "Raises ValueError for a pipe, a device or a folder."
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"{path} is no regular file: move it away, or restore it from a copy")
+
+def _parsed(path: Path,
+            content: bytes, # of that file
+            parse: Callable[[bytes], Any], remedy: str) -> Any:
+    "What a file says; raises ValueError naming it if it is damaged."
+    try: return parse(content)
+    except Exception as e: # whatever a foreign parser makes of a damaged file
+        said = f'{type(e).__name__}: {_brief(e)}'
+        raise ValueError(f"{path} is damaged ({said}): {remedy}") from None
+
+def _object(content: bytes) -> dict:
+    "A JSON object; raises ValueError, RecursionError."
+    found = json.loads(content)
+    if not isinstance(found, dict): raise ValueError('it is no JSON object')
+    return found
+
+def _json(what: str, found: dict) -> bytes:
+    "JSON of a dictionary; raises ValueError naming the entry that is none."
+    for name, value in found.items():
+        try: json.dumps(value, allow_nan=False)
+        except (ValueError, TypeError, RecursionError) as e:
+            raise ValueError(f"{what}: {name} is not written ({_brief(e)}): "
+                             "give finite numbers, words, lists of them") from None
+    return (json.dumps(found, indent=2) + '\n').encode()
 
 # %% ../nbs/14_runs.ipynb #076ce2ef
 _FORMAT = 'mulan_vdm checkpoint 1'
 
-def _digest(name: str, v: Tensor) -> int: # on the CPU
+def _raw(v: Tensor) -> bytes: # a view, if v is on the CPU and in order
+    "The numbers of a tensor as they lie in a file."
+    return v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+def _digest(name: str, v: Tensor) -> int:
     "CRC-32 of a tensor's name, type, shape and bytes."
     described = f'{name} {v.dtype} {tuple(v.shape)}'.encode()
-    return zlib.crc32(v.contiguous().reshape(-1).view(torch.uint8).numpy(), zlib.crc32(described))
+    return zlib.crc32(_raw(v), zlib.crc32(described))
 
 def _header_sum(step: str, sums: str) -> str:
     "CRC-32 of the header: the step and the sums of the tensors."
     return str(zlib.crc32(f'{step} {sums}'.encode()))
 
 # %% ../nbs/14_runs.ipynb #8bf3d382
-def _write_tensors(path: Path, tensors: dict[str, Tensor], step: int) -> None:
-    "Writes tensors, the step and the sums of both, and waits until they are on the disk."
-    tensors = {k: v.detach().to('cpu', copy=True).contiguous() for k, v in tensors.items()}
-    sums = json.dumps({k: _digest(k, v) for k, v in tensors.items()})
+_types = {torch.float64: 'F64', torch.float32: 'F32', torch.float16: 'F16', torch.bfloat16: 'BF16',
+          torch.int64: 'I64', torch.int32: 'I32', torch.int16: 'I16', torch.int8: 'I8',
+          torch.uint8: 'U8', torch.bool: 'BOOL'}
+
+def _packed(tensors: dict[str, Tensor],
+            step: int) -> Iterator[bytes]: # parts of the file
+    "A safetensors file of tensors, with the step and the sums of both in its header."
+    names = sorted(tensors, key=lambda k: (-tensors[k].element_size(), k))
+    sums = json.dumps({k: _digest(k, tensors[k]) for k in names})
     seal = _header_sum(str(step), sums)
-    save_file(tensors, path, metadata=dict(format=_FORMAT, step=str(step), sums=sums, seal=seal))
-    _sync(path)
+    table = dict(__metadata__=dict(format=_FORMAT, step=str(step), sums=sums, seal=seal))
+    end = 0
+    for k in names:
+        begin, end = end, end + tensors[k].numel() * tensors[k].element_size()
+        table[k] = dict(dtype=_types[tensors[k].dtype], shape=list(tensors[k].shape),
+                        data_offsets=[begin, end])
+    head = json.dumps(table).encode()
+    head += b' ' * (-len(head) % 8) # the numbers begin in line
+    yield len(head).to_bytes(8, 'little')
+    yield head
+    for k in names: yield _raw(tensors[k])
 
 # %% ../nbs/14_runs.ipynb #4970ecd1
 class _Unfit(ValueError):
@@ -123,7 +289,14 @@ def _check_sums(header: dict[str, str], names: list[str], tensors: dict[str, Ten
         if _digest(k, v) != sums.get(k):
             raise _Unfit(f'truncated or damaged: {k} differs from its check sum')
 
-def _read_tensors(path: Path, prefixes: tuple[str, ...]) -> tuple[dict[str, Tensor], int]:
+# %% ../nbs/14_runs.ipynb #5e332d86
+def _identity(path: Path) -> tuple[int, ...]:
+    "Which file it is, as it is now; raises _Unfit for what is none."
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode): raise _Unfit('it is no regular file')
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+def _read_once(path: Path, prefixes: tuple[str, ...]) -> tuple[dict[str, Tensor], int]:
     "Tensors whose names begin so, on the CPU, and steps done; raises _Unfit for a foreign file."
     with safe_open(path, 'pt', device='cpu') as f:
         header = f.metadata() or {}
@@ -134,6 +307,14 @@ def _read_tensors(path: Path, prefixes: tuple[str, ...]) -> tuple[dict[str, Tens
         tensors = {k: f.get_tensor(k) for k in names if k.startswith(prefixes)}
     _check_sums(header, names, tensors)
     return tensors, int(header['step'])
+
+def _read_tensors(path: Path, prefixes: tuple[str, ...]) -> tuple[dict[str, Tensor], int]:
+    "The same, again while another file takes this one's place meanwhile."
+    while True:
+        before = _identity(path)
+        try: return _read_once(path, prefixes)
+        except Exception:
+            if _identity(path) == before: raise
 
 # %% ../nbs/14_runs.ipynb #9d2e6182
 def _kind(v: Tensor) -> str:
@@ -162,6 +343,8 @@ def _nonsense(tensors: dict[str, Tensor]) -> str | None:
     "The first tensor whose numbers no training can have; None if there is none."
     for k, v in tensors.items():
         if not v.isfinite().all(): return f'{k} is not finite'
+        if k.startswith(('model.', 'ema.')) and v.numel() and v.abs().max() > 1e19:
+            return f'{k} is beyond 1e19, whose square no step can compute with,'
         if k.endswith(('.step', '.exp_avg_sq', '.n_averaged')) and (v < 0).any():
             return f'{k} is negative'
 
@@ -173,23 +356,26 @@ def save(self: Run,
         ) -> None:
     """Writes a checkpoint and keeps the one before as the previous; raises OSError and, for numbers
     that make no sense, FloatingPointError: both are whole then."""
-    path = self.checkpoint()
     if said := _nonsense(tensors):
         raise FloatingPointError(f"step {step}: {said} and is not saved; the last checkpoint is "
                                  "whole: lower lr or clip, or look for bad data, and add --resume")
-    temporary = path.with_suffix('.tmp')
-    try:
-        if self.file('log').exists(): _sync(self.file('log'))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_tensors(temporary, tensors, step)
-        if path.exists(): _link_as(path, self.checkpoint(previous=True))
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except (OSError, SafetensorError) as e:
-        with contextlib.suppress(OSError): temporary.unlink(missing_ok=True)
-        why = getattr(e, 'strerror', None) or e
-        raise OSError(f"{path} could not be written at step {step} ({why}); the checkpoint before "
-                      "it is whole: make room or allow writing, then add --resume") from None
+    below, last = self._parts('last')
+    keep = self._parts('previous')[1]
+    if self._held is None: self.path.mkdir(parents=True, exist_ok=True)
+    with self._naming(self.files['last'], step), self._folder() as folder:
+        self._settle(folder)
+        with self._folder(below) as place: _write_whole(place, last, _packed(tensors, step), keep)
+
+@patch
+def _settle(self: Run, folder: int) -> None:
+    "The log is on the disk, and the configuration there, before a checkpoint is."
+    with contextlib.suppress(FileNotFoundError):
+        log = os.open(self.files['log'], os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=folder)
+        try: os.fsync(log)
+        finally: os.close(log)
+    if self._config is None: return
+    try: os.stat(self.files['config'], dir_fd=folder)
+    except FileNotFoundError: _write_whole(folder, self.files['config'], [self._config])
 
 # %% ../nbs/14_runs.ipynb #7a2f4c87
 @patch
@@ -200,11 +386,15 @@ def load(self: Run,
          # what the tensors that are read must be like, and no others; None does not ask
          like: dict[str, Tensor] | None = None
         ) -> tuple[dict[str, Tensor], int]: # by prefixed name, steps done
-    """Reads a checkpoint; raises FileNotFoundError, ValueError if it is damaged, foreign, of
-    another model, or holds numbers that make no sense."""
+    """Reads a checkpoint; raises FileNotFoundError or OSError, ValueError if it is damaged,
+    foreign, of another model, or holds numbers that make no sense."""
     path = self.checkpoint(previous)
+    remedy = 'restore the run folder from a copy, or train again'
+    if not previous and self.checkpoint(previous=True).exists():
+        remedy = 'train with --resume --previous to continue from the one before it'
     if not path.exists():
-        remedy = 'leave out --previous' if previous else 'train first, or name another run folder'
+        if previous: remedy = 'leave out --previous'
+        elif remedy.startswith('restore'): remedy = 'train first, or name another run folder'
         raise FileNotFoundError(f"no checkpoint at {path}: {remedy}")
     try:
         tensors, step = _read_tensors(path, prefixes)
@@ -216,11 +406,10 @@ def load(self: Run,
         raise ValueError(f"{path} belongs to another model: {_brief(e)}: build the model that its "
                          "config.json names, or restore both from one copy") from None
     except _Unfit as e: said = _brief(e)
+    except OSError as e:
+        raise type(e)(f"{path} could not be read ({_brief(e)}): allow reading it") from None
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as e:
         said = f'truncated or damaged ({_brief(e)})'
-    remedy = ('train with --resume --previous to continue from the one before it'
-              if not previous and self.checkpoint(previous=True).exists()
-              else 'restore the run folder from a copy, or train again')
     raise ValueError(f"{path}: {said}: {remedy}")
 
 # %% ../nbs/14_runs.ipynb #8e806a5f
@@ -228,35 +417,75 @@ def load(self: Run,
 def fall_back(self: Run) -> None:
     "Makes the previous checkpoint the last one; raises what `load` raises if it is not whole."
     self.load(previous=True)
-    _link_as(self.checkpoint(previous=True), self.checkpoint())
+    below, last = self._parts('last')
+    previous = self._parts('previous')[1]
+    with self._naming(self.files['last']), self._folder(below) as folder:
+        _name_again(folder, previous, last)
+        os.fsync(folder)
+
+@patch(as_prop=True)
+def begun(self: Run) -> bool:
+    "Is there a checkpoint, the last or the one before it?"
+    return self.checkpoint().exists() or self.checkpoint(previous=True).exists()
 
 @patch(as_prop=True)
 def steps(self: Run) -> int:
-    "Steps done at the last checkpoint; 0 without one."
-    return self.load(())[1] if self.checkpoint().exists() else 0
+    "Steps done at the last checkpoint; 0 without any; raises what `load` raises."
+    return self.load(())[1] if self.begun else 0
 
 # %% ../nbs/14_runs.ipynb #b60f9606
+_beside = re.compile(r'\.DS_Store|Thumbs\.db|desktop\.ini|.*\.(txt|log|out|err)')
+
+@patch
+def _names(self: Run) -> set[str]:
+    "What is in the folder, but for leftovers; raises NotADirectoryError for a file."
+    if not self.path.exists(): return set()
+    if not self.path.is_dir(): raise NotADirectoryError(f"{self} is a file: name a folder")
+    return {name for name in os.listdir(self.path) if not _leftover.fullmatch(name)}
+
 @patch
 def check(self: Run, resume: bool = False) -> None:
-    "Raises FileExistsError for a used folder, FileNotFoundError if there is nothing to resume."
-    if resume and not self.file('config').exists():
+    "Raises OSError for a used folder or a file, FileNotFoundError if there is nothing to resume."
+    names = self._names()
+    begun = self.files['config'] in names
+    if resume and not begun:
         raise FileNotFoundError(f"{self} holds no run to resume: leave out --resume to start one, "
                                 "or name another folder")
-    # what a kill left unfinished is no use
-    used = self.path.exists() and any(p.suffix != '.tmp' for p in self.path.iterdir())
-    if used and not resume:
-        raise FileExistsError(f"{self} exists and is not empty: add --resume to continue it, "
-                              "or name another folder")
+    used = sorted(name for name in names if not _beside.fullmatch(name))
+    if resume or not used: return
+    remedy = 'add --resume to continue it, or name another folder'
+    if not begun: remedy = f'{used[0]} belongs to no run that could be continued; name another'
+    raise FileExistsError(f"{self} exists and is not empty: {remedy}")
 
 # %% ../nbs/14_runs.ipynb #d76d4330
 @patch
 def start(self: Run,
           config: dict, # how to rebuild the model and its data, stored as JSON
           resume: bool = False) -> None:
-    "Creates the folder, or reopens it to resume; raises what `check` raises."
+    """Creates the folder, or reopens it to resume; raises what `check` raises, and ValueError for
+    what is no JSON or a folder among the images that it learns from."""
     self.check(resume)
-    self.path.mkdir(parents=True, exist_ok=True)
-    _write_whole(self.file('config'), (json.dumps(config, indent=2) + '\n').encode())
+    data = config.get('data', {})
+    here = self.path.resolve()
+    if data.get('name') == 'folder' and Path(data['path']).resolve() in (here, *here.parents):
+        raise ValueError(f"{self} lies in {data['path']}, among the images: name a folder outside")
+    self._config = _json(self.files['config'], config)
+    if self._held is None: self.path.mkdir(parents=True, exist_ok=True)
+    self._write(self.files['config'], [self._config])
+
+# %% ../nbs/14_runs.ipynb #c79ee3ac
+@patch
+def revise(self: Run,
+           config: dict,        # what the run goes on with
+           step: int,           # steps done without it
+           changed: dict[str, list] # [old, new] of each training setting that differs
+          ) -> None:
+    "Lays other settings over the stored ones, and keeps under `history` which changed, and when."
+    old = self.config
+    history = old.get('history', []) + ([dict(step=step, changed=changed)] if changed else [])
+    new = {**old, **config, **(dict(history=history) if history else {})}
+    self._config = _json(self.files['config'], new)
+    self._write(self.files['config'], [self._config])
 
 # %% ../nbs/14_runs.ipynb #0ac246c8
 @patch(as_prop=True)
@@ -266,68 +495,168 @@ def config(self: Run) -> dict:
     if not path.exists():
         raise FileNotFoundError(f"{self} is not a run folder: it has no config.json; "
                                 f"train with --out {self} first")
-    try: return json.loads(path.read_text())
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{path} is damaged ({e}): restore it from a copy") from None
+    found = _parsed(path, _content(path), _object, 'restore it from a copy')
+    for part in ('data', 'model', 'fit'):
+        if not isinstance(found.get(part, {}), dict):
+            raise ValueError(f"{path}: {part} is no JSON object: restore it from a copy")
+    return found
 
 # %% ../nbs/14_runs.ipynb #ec1d7da0
-def _is_locked(handle: int) -> bool: # an open file
-    "Locks a file unless another process has; files without locks, on any system, are never locked."
-    try:
-        import fcntl
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError: return False
-    except OSError as e: return e.errno in (errno.EWOULDBLOCK, errno.EACCES)
-    return False
-
 @patch
 @contextlib.contextmanager
 def lock(self: Run) -> Iterator[None]:
     "Holds the lock of the folder, which it makes; raises BlockingIOError if another training does."
-    self.path.mkdir(parents=True, exist_ok=True)
-    handle = os.open(self.path, os.O_RDONLY)
+    made = [p for p in (self.path, *self.path.parents) if not p.exists()]
+    with self._naming(''):
+        self.path.mkdir(parents=True, exist_ok=True)
+        handle = _open_folder(self.path)
     try:
         if _is_locked(handle):
             raise BlockingIOError(f"{self} is being trained by another process: "
                                   "wait until it ends, or name another folder")
+        self._held = handle
+        _sweep(handle)
+        with contextlib.suppress(OSError):
+            with self._folder(self._parts('last')[0], make=False) as below: _sweep(below)
         yield
-    finally: os.close(handle)
+    except Exception:
+        if self._held == handle: self._take_back()
+        for folder in made:
+            with contextlib.suppress(OSError): folder.rmdir() # unless something is in it
+        raise
+    finally:
+        if self._held == handle: self._held = None
+        os.close(handle)
+
+@patch
+def _take_back(self: Run) -> None:
+    "Removes the configuration of a run that was started by this object and has nothing else."
+    kept = {self.files['log'], self._parts('last')[0]}
+    if self._config is not None and not kept & set(os.listdir(self._held)):
+        with contextlib.suppress(OSError): os.unlink(self.files['config'], dir_fd=self._held)
 
 # %% ../nbs/14_runs.ipynb #a6eb8c9e
 @patch
 def log(self: Run, line: str) -> None:
-    "Adds a line to the log, JSON with `step` and `seconds`."
-    with open(self.file('log'), 'a') as f: f.write(line + '\n')
+    "Adds a line to the log, JSON with `step` and `seconds`; raises OSError, ValueError for a pipe."
+    name = self.files['log']
+    how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    with self._naming(name), self._folder() as folder:
+        handle = os.open(name, how, 0o666, dir_fd=folder)
+        try:
+            _check_regular(self.file('log'), os.fstat(handle))
+            _write_all(handle, (line + '\n').encode())
+        finally: os.close(handle)
 
+def _line(text: bytes) -> dict[str, float | None] | None: # None for what is none
+    "A line of the log."
+    try: found = json.loads(text)
+    except (ValueError, RecursionError): return None
+    if not isinstance(found, dict): return None
+    if any(type(v) not in (int, float, type(None)) for v in found.values()): return None
+    if type(found.get('step')) is not int or found.get('seconds') is None: return None
+    return found
+
+@patch
+def _lines(self: Run, until: int | None = None # the last step that counts
+          ) -> list[tuple[bytes, dict[str, float | None]]]: # as written, as read
+    "Lines of the log; raises FileNotFoundError, ValueError naming one that is damaged."
+    *texts, cut = _content(self.file('log')).split(b'\n')
+    if _line(cut): texts.append(cut) # it lacks its end alone
+    found = [(n, text, _line(text)) for n, text in enumerate(texts, 1) if text]
+    if until is not None:
+        found = [(n, text, line) for n, text, line in found if not line or line['step'] <= until]
+        # behind the last one that counts is what will be written again
+        while found and not found[-1][2]: found.pop()
+    for n, _, line in found:
+        if not line: raise ValueError(f"{self.file('log')}, line {n} is damaged: delete this line")
+    return [(text, line) for _, text, line in found]
+
+# %% ../nbs/14_runs.ipynb #ec8f679f
 @patch
 def trim_log(self: Run, step: int # the last step to keep
             ) -> float:           # seconds trained until then
-    "Drops the lines of the log after a step, a half-written one included."
-    path = self.file('log')
-    lines = path.read_text().splitlines() if path.exists() else []
-    kept = [line for line in lines if line.endswith('}') and json.loads(line)['step'] <= step]
-    _write_whole(path, ''.join(line + '\n' for line in kept).encode())
-    return json.loads(kept[-1])['seconds'] if kept else 0.
+    "Drops the lines of the log after a step, a half-written one included; raises like `metrics`."
+    kept = self._lines(step) if self.file('log').exists() else []
+    self._write(self.files['log'], [text + b'\n' for text, _ in kept])
+    return kept[-1][1]['seconds'] if kept else 0.
+
+def _column(lines: list[dict[str, float | None]], name: str) -> np.ndarray: # one number per line
+    "One entry of all lines, nan where there is none."
+    values = [line.get(name) for line in lines]
+    return np.array([float('nan') if v is None else v for v in values])
 
 @patch
 def metrics(self: Run) -> dict[str, np.ndarray]: # by name
-    "Columns of the log; raises FileNotFoundError when nothing was logged."
-    path = self.file('log')
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: train with out={self} first")
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return {name: np.array([line[name] for line in lines]) for name in (lines[0] if lines else ())}
+    """Columns of the log, nan where a line has none; raises FileNotFoundError when nothing was
+    logged, ValueError naming a damaged line."""
+    if not self.file('log').exists():
+        raise FileNotFoundError(f"{self.file('log')} does not exist: train with out={self} first")
+    lines = [line for _, line in self._lines()]
+    return {name: _column(lines, name) for name in dict.fromkeys(k for line in lines for k in line)}
+
+@patch(as_prop=True)
+def seconds(self: Run) -> float:
+    "Seconds trained until the last line of the log; 0 before the first."
+    lines = self._lines() if self.file('log').exists() else []
+    return float(lines[-1][1]['seconds']) if lines else 0.
+
+# %% ../nbs/14_runs.ipynb #bfd95aed
+def _is_a(value: Any, kind: Any) -> bool: # of JSON; an annotation
+    "Does a value of JSON fit an annotation? Lists are tuples."
+    inside = get_args(kind)
+    if get_origin(kind) in (UnionType, Union): return any(_is_a(value, k) for k in inside)
+    if get_origin(kind) is tuple:
+        return isinstance(value, list) and all(_is_a(v, inside[0]) for v in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_is_a(v, inside[1]) for v in value.values())
+    if kind is float: return type(value) in (int, float)
+    return type(value) is kind
+
+def _said(kind: Any) -> str:
+    "An annotation in words."
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
+
+@patch
+def arguments(self: Run,
+              part: str, # of the configuration: data, model or fit
+              function: Callable # that is called with it
+             ) -> dict: # those, in today's words
+    """Arguments of a function that the configuration names; raises FileNotFoundError, ValueError
+    for a part that is missing, and an entry that this version does not know."""
+    path = self.file('config')
+    config = self.config
+    if part not in config:
+        raise ValueError(f"{path} has no {part}: restore it from a copy, or pass fit a config= "
+                         "that names it")
+    given = translated(config).get(part, {}) if 'model' in config else config[part]
+    known = inspect.signature(function).parameters
+    version = config.get('version', 'unknown')
+    for name, value in given.items():
+        if name not in known:
+            raise ValueError(f"{path}: {part} has {name}, which this version, {__version__}, does "
+                             f"not know; it was written by version {version}: use that, or delete "
+                             "the entry")
+        kind = known[name].annotation
+        if not _is_a(value, kind):
+            raise ValueError(f"{path}: {part} has {name}={_brief(value)}, but it must be "
+                             f"{_said(kind)}: correct it, or restore the file from a copy")
+    return given
 
 # %% ../nbs/14_runs.ipynb #c6a53877
 def load_run(path: Path | str) -> tuple[Diffusion, dict, int]: # of a run folder
-    """The averaged model in evaluation mode, configuration, steps done; raises FileNotFoundError or
+    """The averaged model in evaluation mode, configuration, steps done; raises OSError or
     ValueError for a run that is not whole."""
     run = Run(path)
     config = run.config
     if missing := {'system', 'model'} - config.keys():
         raise ValueError(f"{run.file('config')} has no {' and no '.join(sorted(missing))}: train a "
                          "model of a system, such as vdm, or pass fit a config= that names them")
-    model = build(config)
+    run.arguments('model', choose('system', config['system'], systems))
+    try: model = build(config)
+    except Exception as e: # whatever a system says to settings that nobody has tried
+        raise ValueError(f"{run.file('config')}: no model can be built ({_brief(e)}): correct it, "
+                         "or restore it from a copy") from e
     average = {f'ema.module.{k}': v for k, v in model.state_dict().items()}
     tensors, steps = run.load(('ema.module.',), like=average)
     model.load_state_dict({k.removeprefix('ema.module.'): v for k, v in tensors.items()})
@@ -340,19 +669,44 @@ def model(self: Run) -> Diffusion: # in evaluation mode
     return load_run(self)[0]
 
 @patch
+def check_data(self: Run, data: Data) -> None:
+    """Raises ValueError for other data than the run was started with; a run of version 0.1.0 does
+    not know its data."""
+    before = self.config.get('fingerprint')
+    now = data.fingerprint
+    if before not in (None, now):
+        raise ValueError(f"{self} was trained on other images: their fingerprint was {before}, "
+                         f"that of {data.name} is {now}: bring them back as they were, or train "
+                         "another run")
+
+@patch
 def data(self: Run) -> Data:
-    "The data that the run was trained on; raises ValueError if it names none."
-    config = self.config
-    if 'data' not in config:
+    "The data that the run was trained on; raises ValueError if it names none or they have changed."
+    if 'data' not in self.config:
         raise ValueError(f"{self.file('config')} has no data: pass fit a config= that names them")
-    return load_data(**config['data'])
+    found = load_data(**self.arguments('data', load_data))
+    self.check_data(found)
+    return found
 
 # %% ../nbs/14_runs.ipynb #f7c145c5
 @patch
-def _report_files(self: Run, kind: str) -> tuple[Path, Path]: # report, arrays
+def _report_files(self: Run, kind: str) -> tuple[str, str]: # names of report and arrays
     "Files of a kind of report; raises ValueError for an unknown kind."
     tail = choose('report', kind, self.tails)
-    return self.path / f'report{tail}.json', self.path / f'per_image{tail}.npz'
+    return f'report{tail}.json', f'per_image{tail}.npz'
+
+@patch
+@contextlib.contextmanager
+def _turn(self: Run) -> Iterator[None]:
+    "One reader or writer of reports at a time, where there are locks."
+    place = None
+    with contextlib.suppress(OSError, ImportError):
+        import fcntl
+        place = _open_folder(self.path / self._parts('last')[0])
+        fcntl.flock(place, fcntl.LOCK_EX)
+    try: yield
+    finally:
+        if place is not None: os.close(place)
 
 @patch
 def write_report(self: Run,
@@ -360,40 +714,99 @@ def write_report(self: Run,
                  kind: str = '',       # ode, samples or probe; the bound by default
                  **arrays: np.ndarray  # one number per test image each, by name
                 ) -> Path:             # of the report
-    "Writes a report and its arrays, each whole or not at all."
-    path, beside = self._report_files(kind)
-    if arrays:
-        packed = io.BytesIO()
-        np.savez(packed, **arrays)
-        _write_whole(beside, packed.getvalue())
-    _write_whole(path, (json.dumps(report, indent=2) + '\n').encode())
-    return path
+    """Writes arrays, and then the report with their sum, each whole or not at all; raises OSError,
+    ValueError for figures that are not finite."""
+    name, beside = self._report_files(kind)
+    packed = io.BytesIO()
+    np.savez(packed, **arrays)
+    content = packed.getvalue()
+    if arrays: report = {**report, _sum_of_arrays: _sum(content)}
+    text = _json(name, report)
+    with self._turn():
+        if arrays: self._write(beside, [content])
+        return self._write(name, [text])
+
+_sum_of_arrays = 'per_image_sha256' # in a report
+
+def _sum(content: bytes) -> str: return hashlib.sha256(content).hexdigest()
 
 # %% ../nbs/14_runs.ipynb #e376e361
+_bound = dict(data=str, system=str, n=int, steps=int, params=int, seconds=float, bpd=float,
+              bpd_se=float | None, terms=dict[str, tuple[float | None, ...]])
+_scores = dict(fid=tuple[float, ...], kid=tuple[float, ...], n=int, steps=int, step=str, grid=str,
+               guidance=float, seconds=float)
+# by kind of report: who writes it, and what is in it
+_reports = {'': ('evaluate', _bound), 'ode': ('evaluate --method ode', _bound),
+            'samples': ('sample --score', _scores), 'probe': ('probe', dict(probes=dict))}
+
 @patch
 def report(self: Run, kind: str = '') -> dict | None: # None if there is none
-    "A report of this run."
-    path, _ = self._report_files(kind)
-    return json.loads(path.read_text()) if path.exists() else None
+    "A report of this run; raises OSError, ValueError for one that is damaged."
+    path = self.path / self._report_files(kind)[0]
+    if not path.exists(): return None
+    command, figures = _reports[kind]
+    remedy = f'write it again by mulan-vdm {command}'
+    found = _parsed(path, _content(path), _object, remedy)
+    for name, is_a in figures.items():
+        if not _is_a(found.get(name), is_a):
+            raise ValueError(f"{path} has no {name}, or none that is {_said(is_a)}: {remedy}")
+    return found
+
+def _arrays(content: bytes) -> dict[str, np.ndarray]: # each (N,), bpd among them
+    "Arrays of an npz file; raises all that numpy raises."
+    with np.load(io.BytesIO(content)) as found:
+        if sum(part.file_size for part in found.zip.infolist()) > len(content):
+            raise ValueError('it is compressed')
+        arrays = dict(found)
+    shape = arrays['bpd'].shape
+    if len(shape) != 1 or any(v.shape != shape or v.dtype.kind not in 'fiu' for v in arrays.values()):
+        raise ValueError('it does not hold one number per image')
+    return arrays
 
 @patch
 def per_image(self: Run, kind: str = '') -> dict[str, np.ndarray]: # by name
-    "One number per test image each, in order; raises FileNotFoundError before an evaluation."
-    _, path = self._report_files(kind)
-    if not path.exists(): raise FileNotFoundError(f"{path} does not exist: evaluate {self} first")
-    with np.load(path) as arrays: return dict(arrays)
+    """One number per test image each, in order; raises FileNotFoundError before an evaluation,
+    ValueError for a file that is damaged or belongs to another report."""
+    name, beside = self._report_files(kind)
+    path = self.path / beside
+    with self._turn():
+        report = self.report(kind)
+        if report is None or not path.exists():
+            raise FileNotFoundError(f"{path} does not exist: evaluate {self} first")
+        content = _content(path)
+    remedy = f'write both again by mulan-vdm {_reports[kind][0]}'
+    belongs = report.get(_sum_of_arrays, _sum(content)) == _sum(content)
+    arrays = _parsed(path, content, _arrays, remedy) if belongs else {}
+    if not belongs or abs(arrays['bpd'].mean() - report['bpd']) > 1e-5:
+        raise ValueError(f"{path} does not belong to {name}, an evaluation was cut off: {remedy}")
+    return arrays
 
 # %% ../nbs/14_runs.ipynb #5f519394
 @patch
 def write_samples(self: Run, x: Tensor) -> Path: # integers (N, *event); file
-    "Keeps samples."
+    "Keeps samples; raises OSError."
     packed = io.BytesIO()
     np.save(packed, x.numpy(force=True))
-    _write_whole(self.file('samples'), packed.getvalue())
-    return self.file('samples')
+    return self._write(self.files['samples'], [packed.getvalue()])
 
 @patch
 def samples(self: Run) -> np.ndarray | None: # None if none were drawn
-    "The samples kept last, (N, *event)."
+    "The samples kept last, (N, *event); raises OSError, ValueError for a file that is damaged."
     path = self.file('samples')
-    return np.load(path) if path.exists() else None
+    if not path.exists(): return None
+    remedy = 'draw them again by mulan-vdm sample'
+    found = _parsed(path, _content(path), lambda content: np.load(io.BytesIO(content)), remedy)
+    if not isinstance(found, np.ndarray) or found.ndim < 2 or found.dtype.kind not in 'fiu':
+        raise ValueError(f"{path} holds no samples: {remedy}")
+    return found
+
+@patch
+def write_picture(self: Run,
+                  name: str, # without its ending
+                  figure,    # of matplotlib
+                  dpi: int = 120 # dots per inch
+                 ) -> Path: # file
+    "Keeps a picture; raises OSError."
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format='png', dpi=dpi)
+    return self._write(self.picture(name).name, [drawn.getvalue()])

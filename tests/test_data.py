@@ -33,7 +33,18 @@ def message(error, call, *args, **kwargs):
     (dict(name='fashion_mnist', size=0), 'size', '0', 'from 1 to 28'),
     (dict(name='fashion_mnist', size=29), 'size', '29', 'from 1 to 28'),
     (dict(name='imagenet64', size=65), 'size', '65', 'from 1 to 64'),
-    (dict(name='folder', path='x', size=-1), 'size', '-1', 'at least 1'),
+    (dict(name='folder', path='.', size=-1), 'size', '-1', 'at least 1'),
+    (dict(name='folder', path='.', size=(8, 0)), 'size', '0', 'at least 1'),
+    (dict(name='folder', path='.', size=(8, 8, 3)), 'size', '(8, 8, 3)', 'height and width'),
+    (dict(name='folder', path='.', size=()), 'size', '()', 'height and width'),
+    (dict(name='folder', path='.', size='8'), 'size', "'8'", 'integer'),
+    (dict(name='folder', path='.', size=8.), 'size', '8.0', 'integer'),
+    (dict(name='folder', path=''), 'path', "''", 'name of a folder'),
+    (dict(name='folder', path=7), 'path', '7', 'name of a folder'),
+    (dict(name='folder', path='a\0b'), 'path', "'a\\x00b'", 'name of a folder'),
+    (dict(name='folder', path='~nobody-of-this-name/x'), 'path', "'~nobody-of-this-name/x'", 'home folder'),
+    (dict(name='digits', grey=True), 'grey', 'True', 'leave it out'),
+    (dict(name='digits', size=(4, 8)), 'size', '(4, 8)', 'is square'),
     (dict(name='digits', bits=3), 'bits', '3', 'leave bits out'),
     (dict(name='digits', path='x'), 'path', "'x'", 'leave path out'),
     (dict(name='swiss_roll', bits=3), 'bits', '3', 'leave both out'),
@@ -203,7 +214,7 @@ def fashion(monkeypatch):
     rng = np.random.default_rng(0)
     arrays = [rng.integers(0, 256, (7, 28, 28)), rng.integers(0, 10, 7), rng.integers(0, 256, (3, 28, 28)),
               rng.integers(0, 10, 3)]
-    files = {f: idx(a) for f, a in zip(data._fashion_files, arrays)}
+    files = {f: idx(a) for f, a in zip(data._idx_files, arrays)}
     monkeypatch.setattr(data, '_fashion_crc', zlib.crc32(b''.join(files.values())))
     return files, arrays
 
@@ -234,16 +245,33 @@ def test_fashion_mnist(tmp_path, home, monkeypatch, fashion, where, packed):
 def test_fashion_mnist_refuses_other_files(tmp_path, fashion, monkeypatch):
     files, _ = fashion
     write(tmp_path, files)
-    name = data._fashion_files[2] + '.gz'
+    name = data._idx_files[2] + '.gz'
     whole = (tmp_path/name).read_bytes()
     (tmp_path/name).write_bytes(whole[:len(whole) // 2])
     assert (name in (m := message(ValueError, load, 'fashion_mnist', path=tmp_path)) and 'fetch it again' in m
             and '\n' not in m)
-    (tmp_path/name).write_bytes(gzip.compress(files[data._fashion_files[2]][:-1] + b'x'))
+    (tmp_path/name).write_bytes(gzip.compress(files[data._idx_files[2]][:-1] + b'x'))
     assert 'MNIST has the same file names' in (m := message(ValueError, load, 'fashion_mnist',
                                                             path=tmp_path)) and '\n' not in m
     (tmp_path/name).unlink()
-    assert data._fashion_files[2] in message(FileNotFoundError, load, 'fashion_mnist', path=tmp_path)
+    assert data._idx_files[2] in message(FileNotFoundError, load, 'fashion_mnist', path=tmp_path)
+
+def test_fashion_mnist_never_waits_and_never_grows(tmp_path, fashion):
+    files, _ = fashion
+    write(tmp_path, files)
+    bad = tmp_path/(data._idx_files[0] + '.gz')
+    whole = bad.read_bytes()
+    large = gzip.compress(bytes(2**26))
+    for change, words in ((lambda: bad.write_bytes(large), 'more than 47,040,016 bytes'),
+                          (lambda: bad.write_bytes(b''), 'is empty'), (lambda: os.mkfifo(bad), 'pipe'),
+                          (lambda: bad.symlink_to('/dev/zero'), 'device'),
+                          (lambda: bad.symlink_to('gone'), 'cannot be read'),
+                          (lambda: bad.mkdir(), 'folder'), (lambda: bad.write_bytes(b'words'), 'damaged')):
+        bad.unlink(); change()
+        m = message(ValueError, load, 'fashion_mnist', path=tmp_path)
+        assert bad.name in m and words in m and 'fetch it again' in m and '\n' not in m
+        if bad.is_dir(): bad.rmdir(); bad.touch()
+    bad.unlink(); bad.write_bytes(whole); load('fashion_mnist', path=tmp_path)
 
 @pytest.mark.skipif(available()['fashion_mnist'] is None, reason='Fashion-MNIST is not on this machine')
 def test_real_fashion_mnist():
@@ -291,6 +319,16 @@ def test_cifar10_damaged(cifar):
     (folder/'test_batch').unlink()
     assert 'missing' in message(ValueError, load, 'cifar10', path=folder)
 
+def test_cifar10_never_waits_and_never_grows(cifar):
+    folder = cifar[0]
+    bad = folder/'data_batch_2'
+    for change, word in ((lambda: os.mkfifo(bad), 'pipe'), (lambda: bad.touch(), 'empty'),
+                         (lambda: (bad.touch(), os.truncate(bad, 2**30)), 'too long'),
+                         (lambda: bad.symlink_to('/dev/zero'), 'device')):
+        bad.unlink(); change()
+        m = message(ValueError, load, 'cifar10', path=folder)
+        assert word in m and 'again' in m and '\n' not in m
+
 # ImageNet
 
 def imagenet(folder, side, per_batch=2, val=3, split=True):
@@ -336,10 +374,12 @@ def test_imagenet_is_converted_once(tmp_path, few, monkeypatch):
     assert {f: f.stat().st_mtime_ns for f in tmp_path.glob('*.npy')} == stamps
     monkeypatch.undo(); monkeypatch.setattr(data, '_imagenet_counts', dict(train=20, test=3))
     val = tmp_path/'Imagenet32_val_npz/val_data.npz'
+    date = val.stat().st_mtime
     np.savez(val, data=255 - first.test.x.flatten(1).numpy(), labels=[1, 2, 3])
-    os.utime(val, (later := val.stat().st_mtime + 10, later))
-    # newer archives are read again
+    os.utime(val, (date, date))
+    # other archives are read again, whatever their date, and the file of the old ones is removed
     assert torch.equal(load('imagenet32', path=tmp_path).test.x, 255 - first.test.x)
+    assert len(list(tmp_path.glob('*.npy'))) == 2
 
 def test_imagenet_conversion_is_whole_or_absent(tmp_path, few, monkeypatch):
     imagenet(tmp_path, 32)
@@ -372,11 +412,60 @@ def test_imagenet_refuses_other_releases(tmp_path, monkeypatch):
     imagenet(tmp_path/'few', 32, per_batch=1)
     assert '10 train images' in message(ValueError, load, 'imagenet32', path=tmp_path/'few')
 
+def test_imagenet_archives_that_are_none(tmp_path, few):
+    "Unequal numbers, other labels, empty, cut, pickled, too large: one line that names the file"
+    imagenet(tmp_path, 32)
+    val = tmp_path/'Imagenet32_val_npz/val_data.npz'
+    whole, x = val.read_bytes(), np.zeros((3, 3072), np.uint8)
+    def refused(*words):
+        m = message(ValueError, load, 'imagenet32', path=tmp_path)
+        assert '\n' not in m and all(w in m for w in words)
+        assert not list(tmp_path.glob('*.part'))
+    for content in (b'', whole[:100], whole[:-200], pickle.dumps({'data': x, 'labels': [1, 2, 3]}), b'words'):
+        val.write_bytes(content); refused("val_data.npz'", 'fetch it again')
+    for changed, words in ((dict(data=x[:2]), ['3 labels for 2 images']),
+                           (dict(labels=[0, 1, 2]), ['0 to 2', '1 to 1000']),
+                           (dict(labels=[1, 2, 1001]), ['1 to 1001']),
+                           (dict(labels=[1., 2., 3.]), ['float64']),
+                           (dict(labels=[[1], [2], [3]]), ['(3, 1)']),
+                           (dict(data=x.astype(int)), ['int64', 'not uint8']),
+                           (dict(labels=np.array([1, 2, {}])), ['objects']),
+                           (dict(data=np.array([{}])), ['objects'])):
+        np.savez(val, **{**dict(data=x, labels=[1, 2, 3]), **changed}); refused(*words)
+    np.savez(val, images=x, labels=[1, 2, 3]); refused('data.npy', 'fetch it again')
+    val.unlink(); os.mkfifo(val); refused('pipe')
+    val.unlink(); val.write_bytes(whole)
+    batch = tmp_path/'Imagenet32_train_part1_npz/train_data_batch_2.npz'
+    right = batch.read_bytes(); date = batch.stat().st_mtime
+    np.savez(batch, data=x[:1], labels=[1, 2]); refused('2 labels for 1 images')
+    batch.write_bytes(right); os.utime(batch, (date, date))      # the right one is back
+    assert load('imagenet32', path=tmp_path).train.x.shape == (20, 3, 32, 32)
+
+def test_imagenet_says_what_it_holds_before_it_is_unpacked(tmp_path, few, monkeypatch):
+    "A header that claims more than the release is refused; nothing is unpacked"
+    imagenet(tmp_path, 32)
+    val = tmp_path/'Imagenet32_val_npz/val_data.npz'
+    import io, zipfile
+    with zipfile.ZipFile(val, 'w', zipfile.ZIP_DEFLATED) as z:
+        for key, shape, kind in (('data', (2**40, 3072), '|u1'), ('labels', (2**40,), '<i8')):
+            header = dict(descr=kind, fortran_order=False, shape=shape)
+            np.lib.format.write_array_header_1_0(f := io.BytesIO(), header)
+            z.writestr(f'{key}.npy', f.getvalue() + bytes(1000))
+    monkeypatch.setattr(np, 'load', lambda *a, **k: pytest.fail('unpacked'))
+    assert f'{2**40:,} test images' in message(ValueError, load, 'imagenet32', path=tmp_path)
+
+def test_imagenet_file_that_is_short_is_made_again(tmp_path, few):
+    train, _ = imagenet(tmp_path, 32)
+    load('imagenet32', path=tmp_path)
+    for cut in (-1, 60, 0):
+        for f in tmp_path.glob('*.npy'): f.write_bytes(f.read_bytes()[:cut])
+        assert np.array_equal(load('imagenet32', path=tmp_path).train.x.flatten(1), train[0])
+
 # Folders
 
-def image(file, w=20, h=20, colour=(10, 200, 30), **kwargs):
+def image(file, w=20, h=20, colour=(10, 200, 30), mode='RGB', **kwargs):
     file.parent.mkdir(parents=True, exist_ok=True)
-    Image.new('RGB', (w, h), colour).save(file, **kwargs)
+    Image.new(mode, (w, h), colour).save(file, **kwargs)
 
 def many(folder, n=60):
     for k in range(n): image(folder/f'{k}.png', colour=(k, 2*k, 3*k))
@@ -462,9 +551,278 @@ def test_folder_names_the_broken_file(tmp_path):
     assert 'beside labelled' in message(ValueError, load, 'folder', path=tmp_path)
 
 def test_folder_too_small(tmp_path):
-    assert '0 files' in message(ValueError, load, 'folder', path=tmp_path)
+    assert '0 images' in message(ValueError, load, 'folder', path=tmp_path)
     image(tmp_path/'0.png')
     assert 'add images' in message(ValueError, load, 'folder', path=tmp_path)
+
+def test_folder_of_grey_files(tmp_path):
+    "One channel if all files are stored in grey, whatever their form; a choice goes before"
+    for k in range(30): image(tmp_path/f'{k}.png', mode='L', colour=7 * k)
+    image(tmp_path/'la.png', mode='LA', colour=(9, 128)); image(tmp_path/'one.png', mode='1', colour=1)
+    d = load('folder', path=tmp_path)
+    assert d.event_shape == (1, 20, 20) and ', grey' in d.release
+    three = load('folder', path=tmp_path, grey=False)
+    assert torch.equal(three.train.x, d.train.x.expand(-1, 3, -1, -1)) and ', grey' not in three.release
+    image(tmp_path/'colour.png', colour=(200, 100, 50))
+    mixed, one = load('folder', path=tmp_path), load('folder', path=tmp_path, grey=True)
+    assert mixed.event_shape == (3, 20, 20) and one.event_shape == (1, 20, 20)
+    weighted = (mixed.train.x * torch.tensor([.299, .587, .114]).view(3, 1, 1)).sum(1, keepdim=True)
+    assert (one.train.x - weighted).abs().max() <= .51
+
+def test_folder_of_rectangles(tmp_path):
+    "Crop and shrink to (h, w) against the definition; a pair of equal numbers is the square"
+    rng = np.random.default_rng(0)
+    files = {f'{side}/{k}.png': rng.integers(0, 256, shape + (3,), dtype=np.uint8)
+             for side in ('train', 'test') for k, shape in enumerate([(37, 53), (53, 37), (30, 90), (20, 9)])}
+    for name, a in files.items():
+        (tmp_path/name).parent.mkdir(exist_ok=True); Image.fromarray(a).save(tmp_path/name)
+    d = load('folder', path=tmp_path, size=(20, 9))
+    assert d.event_shape == (3, 20, 9) and 'resized to 20x9 by area' in d.release
+    for x, (name, a) in zip((*d.train.x, *d.test.x), files.items()):
+        h, w = a.shape[:2]
+        b = min(h, 20 * w // 9), min(w, 9 * h // 20)
+        top, left = (h - b[0]) // 2, (w - b[1]) // 2
+        cut = torch.tensor(a).permute(2, 0, 1)[:, top:top + b[0], left:left + b[1]].double()
+        fine = cut.repeat_interleave(20, -2).repeat_interleave(9, -1)
+        exact = torch.nn.functional.avg_pool2d(fine[None], b)[0]
+        assert (x - exact).abs().max() <= .5 + 1e-9
+    assert load('folder', path=tmp_path, size=[20, 9]).fingerprint == d.fingerprint  # as JSON gives it
+    square = load('folder', path=tmp_path, size=9)
+    assert load('folder', path=tmp_path, size=(9, 9)).fingerprint == square.fingerprint
+    assert 'smaller than size=(9, 20)' in message(ValueError, load, 'folder', path=tmp_path, size=(9, 20))
+
+@pytest.mark.parametrize('train', ['train', 'Training', 'TRAIN', 'train_32x32', 'training_set', 'train2017'])
+@pytest.mark.parametrize('test', ['validation', 'Valid', 'val2017', 'test-images', 'eval', 'TESTING', 'dev'])
+def test_folder_splits_by_any_name(tmp_path, train, test):
+    for k in range(4): image(tmp_path/train/f'{k}.png', colour=(k, 0, 0))
+    for k in range(3): image(tmp_path/test/f'{k}.png', colour=(k, 9, 0))
+    d = load('folder', path=tmp_path)
+    assert (len(d.train.x), len(d.test.x), d.train.y, d.test.y) == (4, 3, None, None) and 'own' in d.release
+    assert (d.train.x[:, 1] == 0).all() and (d.test.x[:, 1] == 9).all()
+
+@pytest.mark.parametrize('names, words', [
+    ('train/1 validation/1 test/1', ['test, train, validation', 'keep two']),
+    ('train/1 Train/2 test/1', ['Train, test, train', 'keep two']), ('train/1', ['holds train', 'keep two']),
+    ('val/1 test/1', ['keep two']), ('test/1 cat/1 dog/1', ['cat, dog, test', 'rename']),
+    ('train/1 test/1 extra/1', ['extra, test, train', 'keep two']),
+    ('train/1 test/1 0', ['0.png, test, train']),
+    ('my_train/1 my_val/1', ['look like a split', 'call one train']),
+    ('catsTrain/1 catsTest/2', ['look like a split']),
+    ('x/train/1 x/validation/1', ["pass path=", "/x'"]),
+    ('cat/train/1 cat/test/1 dog/train/1', ["'cat' holds a split", 'on top']),
+    ('train/a/1 test/1', ["'test' in", 'no classes', 'same sub-folders']),
+    ('train/1 test/b/1', ["'train' in", 'no classes']),
+    ('train/a/1 test/a/1 test/2', ["'test/2.png' lies beside"]),
+    ('train/a/1 test/b/1', ["'b' in", 'no training image', 'same sub-folders'])])
+def test_folder_is_never_split_anew(tmp_path, names, words):
+    "What looks like a split is one, or refused"
+    for name in names.split(): image(tmp_path/f'{name}.png')
+    m = message(ValueError, load, 'folder', path=tmp_path)
+    assert '\n' not in m and m.startswith('folder: ') and all(w in m for w in words)
+
+def test_folder_classes_called_train_or_test_tube(tmp_path):
+    "Classes whose names merely begin like a split, or a train among vehicles, stay classes"
+    for label in ('train', 'car', 'test_tube', 'valley'):
+        for k in range(30): image(tmp_path/label/f'{k}.png')
+    assert load('folder', path=tmp_path).train.y.unique().tolist() == [0, 1, 2, 3]
+
+def said(call, *args, **kwargs):
+    "What a call gives and the warnings that it makes"
+    import warnings
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter('always')
+        result = call(*args, **kwargs)
+    return result, [str(w.message) for w in found]
+
+def test_folder_says_what_it_leaves_out(tmp_path):
+    for side in ('train', 'test'):
+        for k in range(4): image(tmp_path/side/'cat'/f'{k}.png')
+    for name in ('LICENSE', 'train/labels.csv', 'Thumbs.db', 'notes.txt'): (tmp_path/name).write_text('words')
+    d, words = said(load, 'folder', path=tmp_path)
+    assert len(d.train.x) == len(d.test.x) == 4 and len(words) == 1
+    assert "no images are left out: 'LICENSE', 'Thumbs.db', 'notes.txt' and 1 more" in words[0]
+    (tmp_path/'train/cat/x').write_bytes((tmp_path/'train/cat/0.png').read_bytes())  # an image without ending
+    assert len(load('folder', path=tmp_path).train.x) == 5
+    for name in ('a.heic', 'b.AVIF', 'c.svg', 'd.mp4', 'e.cr2'):
+        (tmp_path/name).write_bytes(b'words')
+        m = message(ValueError, load, 'folder', path=tmp_path)
+        assert name in m and 'not read' in m and 'save it as one of' in m and '\n' not in m
+        (tmp_path/name).unlink()
+
+def test_folder_too_few(tmp_path):
+    "One test image, and classes that nothing is learned of, are said when the folder is read"
+    names = [f'{k}.png' for k in range(200)]
+    test = [n for n in names if int(hashlib.sha256(n.encode()).hexdigest(), 16) % 10 == 0]
+    for n in [n for n in names if n not in test][:5] + test[:1]: image(tmp_path/n)
+    d, words = said(load, 'folder', path=tmp_path)
+    assert len(d.test.x) == len(words) == 1 and 'one test image' in words[0] and 'add images' in words[0]
+    names = [f'b/{k}.png' for k in range(200)]
+    alone = next(n for n in names if int(hashlib.sha256(n.encode()).hexdigest(), 16) % 10 == 0)
+    for k in range(40): image(tmp_path/'more/a'/f'{k}.png')
+    image(tmp_path/'more'/alone)
+    d, words = said(load, 'folder', path=tmp_path/'more')
+    assert len(words) == 1 and "'b' in" in words[0] and 'no training image' in words[0]
+
+def test_folder_links(tmp_path):
+    "Links to files and folders count, wherever they lead; dead ones, loops and doubles are refused by name"
+    place = tmp_path/'photos'
+    for k in range(20):
+        image(place/'cat'/f'{k}.png'); image(tmp_path/'else/dogs'/f'{k}.png', colour=(k, 0, 0))
+    (place/'dog').symlink_to(tmp_path/'else/dogs')
+    (place/'cat/linked.png').symlink_to(tmp_path/'else/dogs/3.png')
+    d = load('folder', path=place)
+    assert len(d.train.x) + len(d.test.x) == 41 and d.train.y.unique().tolist() == [0, 1]
+    (tmp_path/'way').symlink_to(place)
+    assert load('folder', path=tmp_path/'way').fingerprint == d.fingerprint
+    for link, target, words in (('dead.png', 'gone.png', 'leads nowhere'), ('dead', 'gone', 'leads nowhere'),
+                                ('cat/self.png', 'self.png', 'leads nowhere'),
+                                ('cat/up', '..', 'are one folder'),
+                                ('again', 'cat', 'are one folder'), ('dog2', 'dog', 'are one folder'),
+                                ('cat/here', '.', 'are one folder')):
+        (place/link).symlink_to(target)
+        m = message(ValueError, load, 'folder', path=place)
+        assert words in m and 'remove' in m and '\n' not in m
+        (place/link).unlink()
+    bomb = tmp_path/'bomb'                                       # 2**30 ways to 31 folders
+    for k in range(31): (bomb/f'{k:02}').mkdir(parents=True)
+    for k in range(30):
+        for way in 'ab': (bomb/f'{k:02}/{way}').symlink_to(f'../{k + 1:02}')
+    assert 'are one folder' in message(ValueError, load, 'folder', path=bomb/'00')
+
+def test_folder_never_waits_and_never_reads_what_is_no_file(tmp_path):
+    import socket
+    many(tmp_path, 30)
+    os.mkfifo(tmp_path/'pipe.png')
+    assert 'is a pipe, socket or device' in message(ValueError, load, 'folder', path=tmp_path)
+    (tmp_path/'pipe.png').rename(tmp_path/'.pipe')
+    (tmp_path/'null.png').symlink_to('/dev/zero')
+    assert "null.png' is a pipe, socket or device" in message(ValueError, load, 'folder', path=tmp_path)
+    (tmp_path/'null.png').unlink()
+    with socket.socket(socket.AF_UNIX) as s:
+        os.chdir(tmp_path); s.bind('s.png')
+        assert 'is a pipe, socket or device' in message(ValueError, load, 'folder', path=tmp_path)
+    (tmp_path/'s.png').unlink()
+    (tmp_path/'x.png').touch()
+    m = message(ValueError, load, 'folder', path=tmp_path)
+    assert "x.png' is not a readable 8-bit image (it is empty" in m
+    (tmp_path/'x.png').unlink(); (tmp_path/'closed').mkdir()
+    if os.geteuid():
+        (tmp_path/'closed').chmod(0)
+        assert 'cannot be read' in message(ValueError, load, 'folder', path=tmp_path)
+        (tmp_path/'closed').chmod(0o700)
+    assert load('folder', path=tmp_path).event_shape == (3, 20, 20)
+
+def test_folder_starts_no_program(tmp_path, monkeypatch):
+    "Formats that a reader would run, or hand to another program, are not opened under any name"
+    monkeypatch.setattr(subprocess, 'Popen', lambda *a, **k: pytest.fail('a program was started'))
+    many(tmp_path, 30)
+    im = Image.new('RGB', (20, 20))
+    for form in ('EPS', 'PDF', 'TGA', 'ICO', 'PCX', 'JPEG2000', 'SGI', 'IM', 'DDS'):
+        im.save(tmp_path/'photo.png', form)
+        m = message(ValueError, load, 'folder', path=tmp_path)
+        assert 'photo.png' in m and 'cannot identify' in m and '\n' not in m
+    for form in ('BMP', 'GIF', 'JPEG', 'PPM', 'TIFF', 'WEBP'):  # these are read by content
+        im.save(tmp_path/'photo.png', form)
+        assert load('folder', path=tmp_path).event_shape == (3, 20, 20)
+
+def png(a, depth, colour):
+    "A PNG file of rows `a` of bytes, by hand"
+    part = lambda t, d: len(d).to_bytes(4, 'big') + t + d + zlib.crc32(t + d).to_bytes(4, 'big')
+    h, w = a.shape[:2]
+    head = w.to_bytes(4, 'big') + h.to_bytes(4, 'big') + bytes([depth, colour, 0, 0, 0])
+    rows = b''.join(b'\0' + row.tobytes() for row in a)
+    return (b'\x89PNG\r\n\x1a\n' + part(b'IHDR', head) + part(b'IDAT', zlib.compress(rows, 9))
+            + part(b'IEND', b''))
+
+def test_folder_refuses_what_it_would_cut(tmp_path):
+    "More than eight bits a colour and more than one picture, in every format that has them"
+    many(tmp_path, 30)
+    deep = np.full((20, 20, 4), 0x12f0, '>u2')
+    bad = {f'{colour}.png': png(deep[..., :channels], 16, colour)
+           for colour, channels in ((0, 1), (2, 3), (4, 2), (6, 4))}
+    bad['a.ppm'] = b'P6\n20 20\n65535\n' + deep[..., :3].tobytes()
+    bad['b.pgm'] = b'P5\n20 20\n1000\n' + deep[..., 0].tobytes()
+    bad['c.ppm'] = b'P3\n20 20\n1000\n' + b'999 ' * 1200
+    for name, content in bad.items():
+        (tmp_path/name).write_bytes(content)
+        m = message(ValueError, load, 'folder', path=tmp_path)
+        assert name in m and 'more than 8 bits' in m and 'readable 8-bit image' in m and '\n' not in m
+        (tmp_path/name).unlink()
+    Image.fromarray(deep[..., 0].astype('f')).save(tmp_path/'f.tiff')
+    assert 'more than 8 bits' in message(ValueError, load, 'folder', path=tmp_path)
+    (tmp_path/'f.tiff').unlink()
+    frames = [Image.new('RGB', (20, 20), (90 * k, 0, 0)) for k in range(3)]
+    for name in ('a.gif', 'a.png', 'a.webp', 'a.tiff'):
+        frames[0].save(tmp_path/name, save_all=True, append_images=frames[1:])
+        m = message(ValueError, load, 'folder', path=tmp_path)
+        assert name in m and 'several pictures' in m and '\n' not in m
+        frames[0].save(tmp_path/name); assert load('folder', path=tmp_path).event_shape == (3, 20, 20)
+        (tmp_path/name).unlink()
+    frames[0].save(tmp_path/'camera.jpg', 'MPO', save_all=True, append_images=frames[1:])
+    assert load('folder', path=tmp_path).event_shape == (3, 20, 20)        # the first is the picture
+
+def test_folder_knows_the_size_before_it_decodes(tmp_path, monkeypatch):
+    "Small files that claim many pixels are refused by their header; nothing is decoded"
+    many(tmp_path, 30)
+    monkeypatch.setattr(data, '_upright', lambda *a, **k: pytest.fail('decoded'))
+    for h, w in ((10_001, 10_000), (13_000, 13_000), (40_000, 40_000), (2**31 - 1, 1), (1, 2**31 - 1)):
+        one = png(np.zeros((1, 1), np.uint8), 1, 0)
+        head = b'IHDR' + w.to_bytes(4, 'big') + h.to_bytes(4, 'big') + one[24:29]
+        (tmp_path/'bomb.png').write_bytes(one[:12] + head + zlib.crc32(head).to_bytes(4, 'big') + one[33:])
+        m, words = said(message, ValueError, load, 'folder', path=tmp_path)
+        assert 'bomb.png' in m and '\n' not in m and 'pixels' in m and not words
+
+def test_folder_beyond_the_memory(tmp_path, home, monkeypatch):
+    "Mapped from a file that is made once, again when an image changes, and never half"
+    many(tmp_path/'a', 40)
+    whole = load('folder', path=tmp_path/'a', bits=3)
+    monkeypatch.setattr(data, '_in_memory', 1000)
+    mapped = load('folder', path=tmp_path/'a', bits=3)
+    files = lambda: list((home/'.cache/mulan_vdm').glob('*.npy'))
+    assert mapped.fingerprint == whole.fingerprint and len(files()) == 1
+    with monkeypatch.context() as m:
+        m.setattr(data, '_save_npy', lambda *a: pytest.fail('made again'))
+        assert load('folder', path=tmp_path/'a', bits=3).fingerprint == whole.fingerprint
+    image(tmp_path/'a/0.png', colour=(255, 255, 255))
+    assert load('folder', path=tmp_path/'a', bits=3).fingerprint != whole.fingerprint and len(files()) == 1
+    load('folder', path=tmp_path/'a', bits=3, size=10); load('folder', path=tmp_path/'a', grey=True)
+    assert len(files()) == 3                                      # another change, another file
+    os.truncate(files()[0], 5000); os.truncate(files()[1], 0)
+    load('folder', path=tmp_path/'a', bits=3); load('folder', path=tmp_path/'a', bits=3, size=10)
+    assert load('folder', path=tmp_path/'a', grey=True).event_shape == (1, 20, 20)
+    monkeypatch.setattr(data.shutil, 'disk_usage', lambda p: type('', (), dict(free=10))())
+    m = message(OSError, load, 'folder', path=tmp_path/'a')
+    assert 'do not fit' in m and 'make room' in m and '\n' not in m
+
+def test_folder_leaves_out_run_folders(tmp_path):
+    many(tmp_path, 30)
+    before = load('folder', path=tmp_path).fingerprint
+    for run, inside in (('run', 'metrics.jsonl'), ('runs/deep', 'checkpoint/state.safetensors')):
+        for f in ('config.json', inside):
+            (tmp_path/run/f).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path/run/f).touch()
+        image(tmp_path/run/'samples.png')
+    d, words = said(load, 'folder', path=tmp_path)
+    assert d.fingerprint == before and len(words) == 1
+    assert "run folders are left out: 'run', 'runs/deep'" in words[0]
+    assert d.path == str(tmp_path) and load('folder', path=os.path.relpath(tmp_path)).path == str(tmp_path)
+
+def test_same_names_other_pictures(tmp_path):
+    "Two folders of one name hold two data sets; a folder that is moved stays the same one"
+    many(tmp_path/'a/images', 30)
+    many(tmp_path/'b/images', 30); image(tmp_path/'b/images/7.png')
+    a, b = (load('folder', path=tmp_path/f/'images') for f in 'ab')
+    assert a.release == b.release and a.fingerprint != b.fingerprint
+    (tmp_path/'a/images').rename(tmp_path/'moved')
+    assert load('folder', path=tmp_path/'moved').fingerprint == a.fingerprint
+
+def test_threads_give_the_order_of_names(tmp_path, monkeypatch):
+    many(tmp_path, 60)
+    one = load('folder', path=tmp_path)
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 5)
+    assert load('folder', path=tmp_path).fingerprint == one.fingerprint
+    for k in (50, 20): (tmp_path/f'{k}.png').write_bytes(b'words')
+    assert "20.png'" in message(ValueError, load, 'folder', path=tmp_path)  # the first of them, always
 
 # Toys and batches
 
