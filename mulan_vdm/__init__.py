@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from .training import fit
 
 __all__ = ['Codec', 'Diffusion', 'Latent', 'Schedule', 'compare_runs', 'evaluate', 'fit', 'from_diffusers',
-           'load', 'load_run', 'mulan', 'ode_evaluate', 'plot_images', 'preset', 'repvdm', 'sample', 'vdm', 'vdmpp']
+           'load', 'load_run', 'mulan', 'ode_evaluate', 'plot_images', 'preset', 'repvdm', 'sample', 'vdm',
+           'vdmpp']
 
 _modules = dict(codec='Codec', data='load', diffusion='Diffusion', evaluation='evaluate',
                 foreign='from_diffusers', latents='Latent', likelihood='ode_evaluate', plots='plot_images',

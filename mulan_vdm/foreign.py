@@ -197,13 +197,15 @@ def from_adm(net: nn.Module,                # net(z, step) or, with classes, net
     return from_network(net, (1 - betas.double()).cumprod(0), event_shape, vocab, 'eps', classes)
 
 # %% ../nbs/21_foreign.ipynb #c703f220
-def started_at(model: Diffusion, gamma_0: float # where its noise begins
+def started_at(model: Diffusion,
+               gamma_0: float # where its noise begins
               ) -> Diffusion:
     "The same network with a straight schedule from gamma_0; raises ValueError unless below its end."
     line = Linear(gamma_0, model.schedule.ends()[1])
     return Diffusion(model.net, line, model.codec, model.event_shape).to(**model.options).eval()
 
-def best_start(model: Diffusion, x: Tensor, # training images (B, *event)
+def best_start(model: Diffusion,
+               x: Tensor, # training images (B, *event)
                gammas: list[float],         # starts to try
                **options                    # of `evaluate`
               ) -> tuple[Diffusion, dict[float, Evaluation]]: # the best model; what each start costs
