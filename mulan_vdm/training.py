@@ -294,8 +294,6 @@ def _adamw(model: Diffusion, **options) -> torch.optim.AdamW: # lr, betas, weigh
     return torch.optim.AdamW(groups, fused=True, **options)
 
 # %% ../nbs/15_training.ipynb #8b1bfafd
-_kept = 'model.', 'ema.', 'optimizer.' # of the names of what is like the model
-
 def _state_tensors(model: Diffusion, average: _Average, optimizer: torch.optim.Optimizer,
                    skips: _Skips = _Skips(None)) -> dict[str, Tensor]:
     "Everything that training continues from, on the CPU, whole, by prefixed name."
@@ -340,7 +338,8 @@ def _state_like(model: Diffusion, average: _Average) -> dict[str, Tensor]:
     for i, p in enumerate(p for group in _weights(model) for p in group):
         moments = dict(step=torch.tensor(0.), exp_avg=p, exp_avg_sq=p)
         named |= {f'optimizer.{i}.{k}': v for k, v in moments.items()}
-    return named
+    scale = *torch.amp.GradScaler('cpu').state_dict(), 'skipped', 'row'
+    return named | {f'scaler.{k}': torch.tensor(0., dtype=torch.float64) for k in scale}
 
 # %% ../nbs/15_training.ipynb #378c75bb
 def _laid_out_like(v: Tensor, p: Tensor) -> Tensor: # a whole tensor; its parameter
@@ -495,7 +494,8 @@ def _stored(arguments: dict) -> dict: # of `fit`, by name
 def _described(model: Diffusion, data: Data, settings: dict) -> dict: # settings of `fit`
     "Configuration of a run that was given none."
     from mulan_vdm import __version__
-    return dict(getattr(model, 'config', {}), data=_source(data), fit=settings, version=__version__)
+    return dict(getattr(model, 'config', {}), data=_source(data), fit=settings, version=__version__,
+                fingerprint=data.fingerprint)
 
 # %% ../nbs/15_training.ipynb #e39b339b
 class _Session:
@@ -557,7 +557,8 @@ def _open(self: _Session, config: dict) -> None:
 
 # %% ../nbs/15_training.ipynb #ad805063
 def _check_same(run: Run, config: dict) -> None:
-    "Raises ValueError for the configuration of another model than that of the run to resume."
+    "Raises ValueError for another model or other data than those of the run to resume."
+    if 'fingerprint' in config: run.check_data(config['fingerprint'])
     old = translated(run.config) if 'model' in run.config else run.config
     new = json.loads(json.dumps(config, default=str))
     for name in ('preset', 'system'):
@@ -587,8 +588,8 @@ def continued(self: _Session,
     "Tensors, steps done and seconds trained of a run that is resumed; its log ends there."
     if not (self.run and self.resume): return {}, 0, 0.
     if not self.run.begun: return {}, 0, self.run.trim_log(0) if self.main else 0.
-    tensors, done = self.run.load(_kept, like=like)
-    _restore_scale(self.run.load(('scaler.',))[0], self.skips)
+    tensors, done = self.run.load(like=like)
+    _restore_scale(tensors, self.skips)
     return tensors, done, self.run.trim_log(done) if self.main else 0.
 
 @patch
@@ -599,7 +600,7 @@ def settle(self: _Session,
     "Stores the settings that a resumed run goes on with, and which of them changed."
     if not (self.run and self.main and self.resume): return
     old = self.run.config
-    new = self.config or {k: config[k] for k in ('fit', 'version')}
+    new = self.config or {k: config[k] for k in ('fit', 'version', 'fingerprint') if k in config}
     defaults = {name: p.default for name, p in inspect.signature(fit).parameters.items()}
     self.run.revise(new, done, _changes(old.get('fit', {}), new.get('fit', {}), defaults))
 
@@ -699,6 +700,7 @@ def fit(model: Diffusion,           # trained in place
     accelerator = session.accelerator
     _check_shares(model, batch_size, session.accumulate, accelerator.num_processes)
     config = _described(model, data, given)
+    if session.config: session.config = {**session.config, 'fingerprint': data.fingerprint}
     with (session.opened(config), _unwrapped_after(model),
           adapted(model.net, session.checkpointing, session.compile)):
         tensors, done, seconds = session.continued(_state_like(model, average))
