@@ -672,15 +672,22 @@ def model(self: Run) -> Diffusion: # in evaluation mode
     return load_run(self)[0]
 
 @patch
-def check_data(self: Run,
-               now: str # fingerprint of data
-              ) -> None:
+def check_data(self: Run, data: Data) -> None:
     """Raises ValueError for other data than the run was started with; a run of version 0.1.0 does
-    not know which."""
-    before = self.config.get('fingerprint', now)
-    if before != now:
-        raise ValueError(f"{self} was trained on other images: their fingerprint was {before}, now "
-                         f"it is {now}: bring them back as they were, or train another run")
+    not know its data."""
+    before = self.config.get('fingerprint')
+    now = data.fingerprint
+    if before not in (None, now):
+        raise ValueError(f"{self} was trained on other images: their fingerprint was {before}, "
+                         f"that of {data.name} is {now}: bring them back as they were, or train "
+                         "another run")
+
+@patch(as_prop=True)
+def _mirrored(self: Run) -> bool:
+    "Were training images mirrored, now or before a resume?"
+    config = self.config
+    changed = [part.get('changed', {}) for part in config.get('history', [])]
+    return bool(config.get('fit', {}).get('flip')) or any('flip' in names for names in changed)
 
 @patch
 def data(self: Run) -> Data:
@@ -688,8 +695,9 @@ def data(self: Run) -> Data:
     if 'data' not in self.config:
         raise ValueError(f"{self.file('config')} has no data: pass fit a config= that names them")
     found = load_data(**self.arguments('data', load_data))
-    self.check_data(found.fingerprint)
-    return found
+    self.check_data(found)
+    if not self._mirrored: return found
+    return found._replace(release=f'{found.release}, training images mirrored at random')
 
 # %% ../nbs/14_runs.ipynb #f7c145c5
 @patch

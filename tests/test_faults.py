@@ -584,7 +584,8 @@ def test_other_images_of_the_same_name_are_refused(tmp_path):
     for change in (exchange, add):
         change()
         with pytest.raises(ValueError, match='was trained on other images: their fingerprint'): run.data()
-        for again in ([*words, '--resume', '--steps', '4'], ['evaluate', str(run)]): assert cli.main(again) == 1
+        for again in ([*words, '--resume', '--steps', '4'], ['evaluate', str(run)]):
+            assert cli.main(again) == 1
         assert run.steps == 2
         for p in images.rglob('*.png'): p.unlink()
         for p, content in kept.items(): p.write_bytes(content)
