@@ -4,14 +4,23 @@
 
 # %% auto #0
 __all__ = ['systems', 'styles', 'presets', 'clean_end', 'noise_left', 'noise_warning', 'system', 'noise_schedule', 'denoiser',
-           'vdm', 'make_latent', 'mulan', 'vdmpp', 'repvdm', 'preset_for', 'preset', 'translated', 'build']
+           'vdm', 'make_latent', 'mulan', 'vdmpp', 'repvdm', 'preset_for', 'preset', 'translated', 'build', 'shipped']
 
 # %% ../nbs/13_systems.ipynb #896cd842
 import inspect
+import json
 import math
+import os
+import tempfile
+import torch
 import torch.nn as nn
+from fastcore.basics import patch
 from fastcore.meta import delegates
 from functools import wraps
+from importlib.resources import files
+from pathlib import Path
+from safetensors import SafetensorError
+from safetensors.torch import load as unpacked, save as packed
 from typing import Any, Callable
 from . import sampling  # gives every Diffusion encode, decode and invert
 from .schedules import Adaptive, choose, make_schedule, Polynomial, Schedule, schedules
@@ -94,7 +103,7 @@ def denoiser(event_shape: tuple[int, ...], # shape of one example: (C, H, W) or 
              network: str = 'unet', # unet, or adm, with down-sampling; vectors have their own
              channels: int = 128,   # width of the network, of the first level of adm
              blocks: int = 32,      # residual blocks going in, of each level of adm
-             # exponents of the Fourier features; by default log2 of vocab, and one less, in a system
+             # exponents of the Fourier features; in a system by default those of its vocab
              fourier: tuple[float, ...] | None = None,
              dropout: float = 0.1,  # in the residual blocks
              # attend in the middle of unet? levels of adm that attend
@@ -137,7 +146,8 @@ def _taken(function: Callable, given: dict[str, Any]) -> dict[str, Any]:
 # %% ../nbs/13_systems.ipynb #1249e63e
 # what a system settles by itself
 _settled = 'network', 'multipliers', 'classes', 'reads', 'gamma_map', 'modulate', 'ends'
-denoiser.__delwrap__ = noise_schedule # docments follow one chain: systems take the arguments of both
+# docments follow one chain: systems take the arguments of both
+denoiser.__delwrap__ = noise_schedule
 
 def _ends(arguments: dict[str, Any]) -> tuple[float, float]: # of a system
     "The two ends of gamma that were asked for."
@@ -170,7 +180,7 @@ def make_latent(event_shape: tuple[int, ...], # shape of one example: (C, H, W) 
                 informed: bool = True, # does the encoder see the image?
                 encoder_channels: int = 32, # width of the encoder
                 style: str = 'ours',   # ours, or released: as VDM and MuLAN released their networks
-                # exponents of the Fourier features; by default log2 of vocab, and one less, in a system
+                # exponents of the Fourier features; in a system by default those of its vocab
                 fourier: tuple[float, ...] | None = None,
                 dropout: float = 0.1   # in the residual blocks
                ) -> Latent:
@@ -403,3 +413,134 @@ def build(config: dict # with `system`, `model` and `fit`
     arguments['event_shape'] = tuple(arguments['event_shape'])
     with seeded(config.get('fit', {}).get('seed', 0)):
         return choose('system', config['system'], systems)(**arguments)
+
+# %% ../nbs/13_systems.ipynb #d05def94
+_card = """---
+license: {licence}
+library_name: mulan-vdm
+tags: [diffusion, likelihood]
+---
+# {title}
+
+{lines}
+
+```python
+from mulan_vdm import Diffusion, sample
+model = Diffusion.from_pretrained('...')  # this folder, or user/name on the hub
+x = sample(model, 16)
+```
+"""
+
+def _card_of(model: Diffusion, facts: dict[str, Any]) -> str:
+    "The model card: what is known, a line each."
+    system = model.config['system']
+    shape = ' x '.join(map(str, model.event_shape))
+    known = dict(Data=facts.get('release'), Steps=facts.get('steps'), Note=facts.get('note'),
+                 Parameters=f'{sum(p.numel() for p in model.parameters()):,}',
+                 Events=f'{shape}, {model.codec.vocab or "no"} levels')
+    if 'bpd' in facts:
+        error = f" ± {facts['bpd_se']:.4f}" if 'bpd_se' in facts else ''
+        known['Bits/dim'] = (f"**{facts['bpd']:.4f}{error}**, the variational bound on "
+                             f"{facts.get('n', 'the')} test images, with its standard error")
+    lines = [f'- {name}: {said}' for name, said in known.items() if said is not None]
+    title = model.config.get('preset', system)
+    licence = facts.get('licence', 'unknown')
+    return _card.format(licence=licence, title=title, lines='\n'.join(lines))
+
+# %% ../nbs/13_systems.ipynb #a29845fc
+def _written(path: Path, content: bytes) -> None:
+    "Writes a file under another name and renames it: never half a file."
+    spare = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        spare.write_bytes(content)
+        os.replace(spare, path)
+    finally: spare.unlink(missing_ok=True)
+
+def _check_weights(tensors: dict[str, torch.Tensor], where: object) -> None:
+    "Raises ValueError for weights that are not finite."
+    for name, v in tensors.items():
+        if not v.isfinite().all():
+            raise ValueError(f'{where}: {name} has values that are not finite: train again')
+
+@patch
+def save_pretrained(self: Diffusion,
+                    folder: str | Path, # made if need be
+                    **facts             # for the card: release, steps, bpd, bpd_se, n, licence, ...
+                   ) -> Path:           # the folder
+    """Writes config.json, model.safetensors and README.md. Raises ValueError for a model of no
+    system and weights that are not finite."""
+    if not hasattr(self, 'config'):
+        raise ValueError(f'{type(self).__name__} has no configuration: build it by a system, such '
+                         'as vdm, or by a function of yours with @system')
+    facts = {**getattr(self, 'card', {}), **facts}
+    folder = Path(folder)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+    _check_weights(tensors, folder)
+    config = json.dumps(dict(self.config, card=facts), indent=2, allow_nan=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    _written(folder / 'model.safetensors', packed(tensors, metadata=dict(format='pt')))
+    _written(folder / 'README.md', _card_of(self, facts).encode())
+    _written(folder / 'config.json', (config + '\n').encode())
+    return folder
+
+# %% ../nbs/13_systems.ipynb #dcd99ae2
+def shipped() -> list[str]:
+    "Names of the trained models that come with the package."
+    place = files('mulan_vdm') / 'pretrained'
+    return sorted(p.name for p in place.iterdir() if p.is_dir()) if place.is_dir() else []
+
+def _fetched(name: str, revision: str | None) -> Path:
+    "Where a model of the hub lies, fetched if need be. Raises FileNotFoundError."
+    from huggingface_hub import snapshot_download
+    wanted = ['config.json', 'model.safetensors', 'README.md']
+    try: return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except Exception as e: # of the network, of names, of rights
+        said = ' '.join(str(e).split())[:200]
+        raise FileNotFoundError(f'{name!r} is neither a folder nor one of {", ".join(shipped())}, '
+                                f'and the hub did not give it ({said}): name a folder, or a '
+                                'model of the hub as user/name') from None
+
+def _place_of(name: str | Path, revision: str | None) -> Path:
+    "The folder of a model: itself, one that comes with the package, or one of the hub."
+    if Path(name).is_dir(): return Path(name)
+    if str(name) in shipped(): return Path(str(files('mulan_vdm') / 'pretrained' / str(name)))
+    return _fetched(str(name).removeprefix('hf:'), revision)
+
+# %% ../nbs/13_systems.ipynb #ae96677b
+@patch(cls_method=True)
+def from_pretrained(cls: Diffusion,
+                    name: str | Path, # folder, name of a shipped model, or user/name on the hub
+                    revision: str | None = None # on the hub: branch, tag or commit
+                   ) -> Diffusion:    # in evaluation mode
+    """The model of a folder, of the package or of the hub. Raises FileNotFoundError for one that
+    is not there, ValueError for one that is damaged."""
+    place = _place_of(name, revision)
+    try:
+        config = json.loads((place / 'config.json').read_text(encoding='utf-8'))
+        card = config.pop('card', {})
+        tensors = unpacked((place / 'model.safetensors').read_bytes())
+        model = build(config)
+        model.load_state_dict(tensors)
+    except FileNotFoundError: raise
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as e:
+        said = ' '.join(str(e).split())[:200]
+        raise ValueError(f'{place} holds no model of this package, or a damaged one ({said}): '
+                         'save it anew with save_pretrained') from e
+    _check_weights(tensors, place)
+    model.config = {**config, **model.config}
+    model.card = card
+    return model.eval()
+
+@patch
+def push_to_hub(self: Diffusion,
+                name: str,             # user/name
+                private: bool = False, # may others see it?
+                **facts                # for the card, as of `save_pretrained`
+               ) -> str:               # its address
+    "Puts the model on the hub, which must know you: `hf auth login`."
+    from huggingface_hub import HfApi
+    hub = HfApi()
+    with tempfile.TemporaryDirectory() as folder:
+        self.save_pretrained(folder, **facts)
+        hub.create_repo(name, private=private, exist_ok=True)
+        return str(hub.upload_folder(repo_id=name, folder_path=folder))
