@@ -144,7 +144,7 @@ def train(argv: list[str] # words after `mulan-vdm train`
     from mulan_vdm.processes import first_process, launched
     from mulan_vdm.runs import Run
     from mulan_vdm.systems import build
-    from mulan_vdm.training import fit, sigterm
+    from mulan_vdm.training import fit, interruptible
     run = Run(out)
     if first_process(): run.check(how['resume'])
     data = load(**config['data'])
@@ -156,7 +156,7 @@ def train(argv: list[str] # words after `mulan-vdm train`
     size = sum(p.numel() for p in model.parameters())
     _say(f"{config['system']} on {data}\n{size:,} parameters, {many}run folder {run}")
     now = None
-    with sigterm() as stop:
+    with interruptible() as stop:
         for now in fit(model, data, out=out, config=config, stop=stop, **how, **config['fit']): pass
     return _ending(run, data, now, config['fit'].get('steps'))
 
@@ -185,20 +185,25 @@ commands = dict(
     train='train a model', evaluate='likelihood of the test images', sample='draw samples',
     compare='runs side by side', encode='latents of all images',
     probe='what labels can be read from a latent', explore='pictures of a latent',
-    info='what a run is, or what this installation knows')
+    info='what a run is, or what this installation knows',
+    convert='a checkpoint of the released code into a run folder')
 
 # %% ../nbs/24_cli.ipynb #d40a8f59
 def _answer(command: str, argv: list[str]) -> str: # words after the command; what to print
     "The command's function, called with what the words say."
     if command == 'train': return train(argv)
     import inspect
-    from mulan_vdm import reports
-    function = dict(compare=_compare, info=_info).get(command) or getattr(reports, f'{command}_run')
+    from mulan_vdm import foreign, reports
+    own = dict(compare=_compare, info=_info, convert=foreign.convert)
+    function = own.get(command) or getattr(reports, f'{command}_run')
     p = argparse.ArgumentParser(f'mulan-vdm {command}', description=function.__doc__,
                                 argument_default=argparse.SUPPRESS, allow_abbrev=False)
     if command == 'compare': p.add_argument('runs', nargs='+', help='run folders')
+    elif command == 'convert':
+        p.add_argument('file', help='checkpoint, such as ckpt-223.flax')
+        p.add_argument('--out', required=True, help='run folder')
     else: p.add_argument('run', nargs='?' if command == 'info' else None, help='run folder')
-    _add_flags(p, function, but=('run', 'runs', 'progress'))
+    _add_flags(p, function, but=('run', 'runs', 'progress', 'file', 'out'))
     shown = {'progress': True} if 'progress' in inspect.signature(function).parameters else {}
     return str(function(**vars(p.parse_args(argv)), **shown))
 

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from typing import Callable, Iterator, NamedTuple
 from .noise import alpha, diffuse, posterior, prior_kl
-from .schedules import gamma_and_slope, Schedule
+from .schedules import FullPrecision, gamma_and_slope, Schedule
 from .objective import (discrete_rate, elbo_weighting, eps_error, eps_prediction,
                                  Prediction, to_x_eps, Weighting)
 from .processes import processes, Rows
@@ -29,7 +29,8 @@ def low_discrepancy_times(n: int, # how many
                           device: torch.device | str = 'cpu'
                          ) -> Tensor: # (n,) in [0, 1)
     "n evenly spaced times with one random offset, each uniform in [0, 1)."
-    u = torch.rand((), generator=rows.generator, dtype=torch.float64, device=device)
+    # 53 random bits, which is double precision, also where there is none
+    u = int(torch.randint(2**53, (), generator=rows.generator, device=device)) / 2**53
     row = rows.rank + rows.world * torch.arange(n, device=device)
     t = (u + row / (rows.world * n)) % 1
     return t.to(dtype).clamp(max=1 - 2**-24)
@@ -100,7 +101,7 @@ def _check_parts(event_shape: tuple, schedule: Schedule, variance: bool, clock: 
                          "give one from 0 to 1, such as Adaptive(0., 1.)")
 
 # %% ../nbs/07_diffusion.ipynb #ce04d168
-class Diffusion(nn.Module):
+class Diffusion(FullPrecision):
     """A variational diffusion model: network, schedule, codec, latent, prediction, weighting.
     Raises ValueError for parts that do not fit together."""
     def __init__(self, net: nn.Module,         # net(z_t, gamma, w=None, y=None), like z_t
@@ -150,9 +151,19 @@ def gamma(self: Diffusion, t: Tensor, w: Tensor | None = None) -> Tensor: # broa
     return self.schedule(self.unsqueeze(t.to(self.reference.dtype)), w)
 
 # %% ../nbs/07_diffusion.ipynb #5e4bcb0d
+def _check_weights(model: nn.Module) -> None:
+    "Raises FloatingPointError naming the first weight that is not finite."
+    for name, p in model.named_parameters():
+        bad = int((~p.detach().isfinite()).sum())
+        if not bad: continue
+        raise FloatingPointError(f"weights not finite: {bad} of {p.numel()} numbers of {name}; "
+                                 "go back to a checkpoint from before, and lower lr or clip")
+
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    "Evaluation mode inside; the mode that each part of the model had is restored."
+    """Evaluation mode inside; the mode that each part of the model had is restored. Raises
+    FloatingPointError for weights that are not finite."""
+    _check_weights(model)
     modes = {part: part.training for part in model.modules()}
     model.eval()
     try: yield

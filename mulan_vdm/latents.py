@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 from .noise import gaussian_kl
-from .schedules import choose
+from .schedules import choose, FullPrecision
 from .processes import Rows
 from .subsets import Coins, check_subset, marginals, sample_subset, toss
 from .subsets import subset_kl, subset_log_prob
 
 # %% ../nbs/05_latents.ipynb #19df7d17
-class Latent(nn.Module):
+class Latent(FullPrecision):
     """Auxiliary latent w of an image. A subclass owes `forward`, `prior`, `log_ratio`, `moments`
     and `size` (numbers in w, 0 for none), and draws from `rows` alone, a row for each image."""
     size: int = 0

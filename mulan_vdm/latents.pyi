@@ -1,5 +1,6 @@
 from typing import Any, Callable, Iterable, Iterator, Optional, Sequence, Union
 import mulan_vdm.processes
+import mulan_vdm.schedules
 import torch
 import torch.nn.modules.module
 import typing
@@ -8,7 +9,7 @@ estimators: dict[str, typing.Any]
 
 latents: dict[str, typing.Any]
 
-class Latent(torch.nn.modules.module.Module):
+class Latent(mulan_vdm.schedules.FullPrecision):
     size: int
     @classmethod
     def parameters_of(cls, size: int) -> int: ...

@@ -91,16 +91,18 @@ def _flow(model: Diffusion, data: Data,
           draws: int | None, n: int | None, seed: int,
           options: dict, # tolerance, trace, dequantization
           **how) -> tuple[Evaluation, str]: # batch_size, progress; what was found, in words
-    "Likelihood by the probability flow, on the first n images or all."
+    "Likelihood by the probability flow, on n images chosen once and for all, or all."
     strata = data.strata if n is None else None
     generator = torch.Generator().manual_seed(seed)
-    found = ode_evaluate(model, data.test.x[:n], None, draws or 1, strata=strata,
+    found = ode_evaluate(model, data.test.some(n).x, None, draws or 1, strata=strata,
                          generator=generator, **options, **how)
     nfe = found.extra['nfe']
     mean = nfe.mean().item()
+    solver = found.extra['solver']
+    error = '' if solver is None else f', error of the solver {solver:+.5f} bits/dim'
     report.update(found.report(), draws=found.draws, nfe=mean, nfe_max=int(nfe.max()), **options)
     return found, (f"{found.draws} draws each, tolerance {options['tolerance']:g}, {mean:.0f} "
-                   f"function evaluations per image (at most {nfe.max():.0f})\n{found.table()}")
+                   f"function evaluations per image (at most {nfe.max():.0f}){error}\n{found.table()}")
 
 # %% ../nbs/23_reports.ipynb #38f1b3b7
 class _Reported(Evaluation):
@@ -122,7 +124,7 @@ def evaluate_run(run: str | Path, # run folder
                  # ode, one by default
                  draws: int | None = None,
                  samples: int = 1, # vlb: latents per image for the K-draw bound
-                 n: int | None = None, # ode: the first n test images; all by default
+                 n: int | None = None, # ode: how many test images, chosen once and for all; all by default
                  batch_size: int = 128, # images per batch
                  T: int | None = None, # vlb: number of steps; None for continuous time
                  # vlb: noise levels even in log SNR, not the schedule's own? By default wherever one

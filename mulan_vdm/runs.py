@@ -343,6 +343,8 @@ def _nonsense(tensors: dict[str, Tensor]) -> str | None:
     "The first tensor whose numbers no training can have; None if there is none."
     for k, v in tensors.items():
         if not v.isfinite().all(): return f'{k} is not finite'
+        if k.startswith(('model.', 'ema.')) and v.numel() and v.abs().max() > 1e19:
+            return f'{k} is beyond 1e19, whose square no step can compute with,'
         if k.endswith(('.step', '.exp_avg_sq', '.n_averaged')) and (v < 0).any():
             return f'{k} is negative'
 
@@ -469,6 +471,20 @@ def start(self: Run,
         raise ValueError(f"{self} lies in {data['path']}, among the images: name a folder outside")
     self._config = _json(self.files['config'], config)
     if self._held is None: self.path.mkdir(parents=True, exist_ok=True)
+    self._write(self.files['config'], [self._config])
+
+# %% ../nbs/14_runs.ipynb #c79ee3ac
+@patch
+def revise(self: Run,
+           config: dict,        # what the run goes on with
+           step: int,           # steps done without it
+           changed: dict[str, list] # [old, new] of each training setting that differs
+          ) -> None:
+    "Lays other settings over the stored ones, and keeps under `history` which changed, and when."
+    old = self.config
+    history = old.get('history', []) + ([dict(step=step, changed=changed)] if changed else [])
+    new = {**old, **config, **(dict(history=history) if history else {})}
+    self._config = _json(self.files['config'], new)
     self._write(self.files['config'], [self._config])
 
 # %% ../nbs/14_runs.ipynb #0ac246c8
@@ -630,7 +646,7 @@ def arguments(self: Run,
 # %% ../nbs/14_runs.ipynb #7d0e719c
 def _card(run: Run, steps: int) -> dict: # facts for `save_pretrained`
     "Steps, release and bits per dimension of a run, as far as they are known."
-    try: report = run.report() or {}
+    try: report = _object(_content(run.path / 'report.json'))
     except (OSError, ValueError): report = {}
     if report.get('steps') != steps: return dict(steps=steps) # of another checkpoint, or none
     return {k: report[k] for k in ('steps', 'release', 'bpd', 'bpd_se', 'n') if k in report}

@@ -18,7 +18,7 @@ from .noise import alpha, posterior, sigma, transition
 from .schedules import choose
 from .processes import Rows, processes, share_out
 from .diffusion import Diffusion, evaluating, fixed_variance, Reckoned, step_back
-from .flow import drift, solve
+from .flow import check_double, drift, solve
 
 Denoise = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] # z_t, gamma_t -> x_hat, eps_hat
 # denoise, z_t, gamma_t, gamma_s, noise -> z_s
@@ -145,6 +145,7 @@ def ode_step(denoise: Denoise, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor, no
     """The probability flow from gamma_t to gamma_s, eq. (between) of this notebook. Raises
     ValueError for a noise level per pixel, and what `solve` raises."""
     _one_level(gamma_t, 'ode')
+    check_double(z_t.device)
     start, end = gamma_t.double(), gamma_s.double()
     def velocity(u: Tensor, state: Tensor) -> Tensor: # u (B,) from 0 to 1
         z = state.reshape(z_t.shape).to(z_t)
@@ -334,12 +335,16 @@ def sample(model: Diffusion,
            **kwargs    # of `trajectory`: step, grid, w, z_1, y, guidance, clip, clean, ...
           ) -> Tensor: # (n, *event), integer pixels or real data
     """The last stage of `trajectory`, decoded; the model is in evaluation mode meanwhile. Raises
-    what `trajectory` raises."""
+    what `trajectory` raises, and FloatingPointError for weights or samples not finite."""
     stages = trajectory(model, n, steps, **kwargs)
     total = steps + 1 + kwargs.get('clean', False)
     hidden = not progress or processes()[0] > 0
     with evaluating(model):
         for stage in tqdm(stages, 'sampling', total, disable=hidden): pass
+    bad = int((~stage.z.isfinite()).flatten(1).any(1).sum())
+    if bad:
+        raise FloatingPointError(f"{bad} of {n} samples are not finite: take more steps or clip=1, "
+                                 "and look at the network's answers")
     return model.codec.decode(stage.z, stage.gamma)
 
 # %% ../nbs/10_sampling.ipynb #48df3a09
@@ -350,7 +355,7 @@ def encode(self: Diffusion, x: Tensor # integer pixels (B, *event); real data wi
     """What the encoder says of images. Raises ValueError for images of another shape, pixels
     outside the vocabulary, and models without a latent."""
     self.check(x)
-    return self.latent.moments(self.codec.encode(x, self.reference.dtype))
+    with evaluating(self): return self.latent.moments(self.codec.encode(x, self.reference.dtype))
 
 # %% ../nbs/10_sampling.ipynb #bfaea768
 @patch

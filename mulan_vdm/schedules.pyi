@@ -24,7 +24,10 @@ LearnedLinear: functools.partial
 
 schedules: dict[str, typing.Any]
 
-class Schedule(torch.nn.modules.module.Module):
+class FullPrecision(torch.nn.modules.module.Module):
+    def __init__(self) -> None: ...
+
+class Schedule(FullPrecision):
     event_shape: tuple[int, ...]
     per_dimension: bool
     learns_ends: bool
@@ -44,6 +47,7 @@ def gamma_and_slope(schedule: Schedule, t: torch.Tensor, w: torch.Tensor | None 
 class Between(Schedule):
     learns_ends: bool
     def __init__(self, gamma_min: float = ..., gamma_max: float = ..., learn_ends: bool = ..., event_shape: tuple[int, ...] = ...) -> None: ...
+    def low_and_range(self) -> tuple[torch.Tensor | float, torch.Tensor | float]: ...
     def climb(self, t: torch.Tensor, w: torch.Tensor | None = ...) -> torch.Tensor: ...
     def forward(self, t: torch.Tensor, w: torch.Tensor | None = ...) -> torch.Tensor: ...
     def __call__(self, t: torch.Tensor, w: torch.Tensor | None = ...) -> torch.Tensor: ...

@@ -3,14 +3,19 @@ import math
 import pytest
 import torch
 from contextlib import nullcontext
+from types import SimpleNamespace
+from unittest import mock
+from mulan_vdm import reports
 from mulan_vdm.codec import Codec, RealCodec, bits_per_dim
+from mulan_vdm.data import Split
 from mulan_vdm.diffusion import Diffusion
 from mulan_vdm.evaluation import evaluate, importance_evaluate
 from mulan_vdm.latents import Categorical
+from mulan_vdm.likelihood import ode_evaluate
 from mulan_vdm.nets import Uninformed
 from mulan_vdm.objective import x_prediction
 from mulan_vdm.oracles import GaussianOracle, MixtureOracle
-from mulan_vdm.schedules import Adaptive, Between, Cosine, FlowOT, Monotone, make_schedule
+from mulan_vdm.schedules import Adaptive, Between, Cosine, FlowOT, LearnedLinear, Monotone, make_schedule
 
 GROUPS, IMAGES = 20, 100
 
@@ -165,3 +170,63 @@ def test_noise_holds_every_term():
     actual = e.bpd.std()
     assert abs(claimed / actual - 1) < 5 / (2 * 400)**0.5 + 0.05
     assert e.terms['reconstruction'].std() > 0.3 * actual
+
+
+def small_mixture():
+    tables = (2 * torch.randn(3, 4, 8).double()).softmax(-1)
+    return MixtureOracle(torch.tensor([0.5, 0.3, 0.2]).double(), tables, (4,))
+
+
+def test_the_error_of_the_solver_is_measured():
+    "What a tenth of the tolerance changes is nearly all that a thousandth does."
+    oracle = small_mixture()
+    model = model_of(oracle, make_schedule('linear', -6.4, 9.))
+    x = oracle.sample(6)
+    follow = lambda tolerance, **how: ode_evaluate(model, x, trace='exact', tolerance=tolerance,
+                                                   generator=torch.Generator().manual_seed(0), **how)
+    e = follow(1e-4, checked=6)
+    gap = e.bpd - follow(1e-7, checked=0).bpd
+    assert e.extra['solver'] == pytest.approx(gap.mean().item(), rel=0.5, abs=1e-5)
+    assert e.extra['solver_max'] == pytest.approx(gap.abs().max().item(), rel=0.5, abs=1e-5)
+    assert e.report()['solver'] == e.extra['solver']
+    assert follow(1e-4, checked=0).extra['solver'] is None
+
+
+@pytest.mark.parametrize('tolerance', [1e-5, 1e-4, 2e-4, 1e-2])
+def test_a_rough_solver_warns(tolerance, recwarn):
+    oracle = small_mixture()
+    model = model_of(oracle, make_schedule('linear', -6.4, 9.))
+    ode_evaluate(model, oracle.sample(2), trace='exact', tolerance=tolerance, checked=0)
+    said = [w for w in recwarn if 'may flatter' in str(w.message)]
+    assert len(said) == (tolerance > 1e-4)
+
+
+def test_some_images_are_not_the_first():
+    "The first images of a labelled folder are its first class."
+    test = Split(torch.arange(100)[:, None], torch.arange(100) // 10)
+    data = SimpleNamespace(test=test, strata=test.y)
+    found = mock.Mock(side_effect=lambda model, x, *rest, **how: seen.append(x) or 1 / 0)
+    seen = []
+    for n in (20, 20, None):
+        with mock.patch.object(reports, 'ode_evaluate', found), pytest.raises(ZeroDivisionError):
+            reports._flow(None, data, {}, None, n, 0, {})
+    assert torch.equal(seen[0], seen[1]) and len(seen[0]) == 20
+    assert len((seen[0] // 10).unique()) > 5 and (seen[0].diff(dim=0) > 0).all()
+    assert torch.equal(seen[2], test.x)
+
+
+@pytest.mark.parametrize('way', [-1e4, -300., 300., 1e4])
+def test_ends_cannot_run_away(way):
+    "Wherever a long training has pushed them, levels and bound are finite, and nothing pushes on."
+    oracle = small_mixture()
+    model = model_of(oracle, LearnedLinear(-8., 6.))
+    x = oracle.sample(50)
+    with torch.no_grad():
+        model.schedule.gamma_min += min(way, 0.)
+        model.schedule.log_range += max(way, 0.)
+    low, high = model.schedule.ends()
+    assert low >= -22 - 1e-9 and high - low <= 42 + 1e-9
+    terms = model(x)
+    terms.loss.mean().backward()
+    pushed = model.schedule.gamma_min if way < 0 else model.schedule.log_range
+    assert terms.vlb.isfinite().all() and pushed.grad == 0
