@@ -692,6 +692,13 @@ def check_data(self: Run, data: Data) -> None:
                          f"that of {data.name} is {now}: bring them back as they were, or train "
                          "another run")
 
+@patch(as_prop=True)
+def _mirrored(self: Run) -> bool:
+    "Were training images mirrored, now or before a resume?"
+    config = self.config
+    changed = [part.get('changed', {}) for part in config.get('history', [])]
+    return bool(config.get('fit', {}).get('flip')) or any('flip' in names for names in changed)
+
 @patch
 def data(self: Run) -> Data:
     "The data that the run was trained on; raises ValueError if it names none or they have changed."
@@ -699,7 +706,8 @@ def data(self: Run) -> Data:
         raise ValueError(f"{self.file('config')} has no data: pass fit a config= that names them")
     found = load_data(**self.arguments('data', load_data))
     self.check_data(found)
-    return found
+    if not self._mirrored: return found
+    return found._replace(release=f'{found.release}, training images mirrored at random')
 
 # %% ../nbs/14_runs.ipynb #f7c145c5
 @patch
