@@ -178,13 +178,14 @@ commands = dict(
     train='train a model', evaluate='likelihood of the test images', sample='draw samples',
     compare='runs side by side', encode='latents of all images',
     probe='what labels can be read from a latent', explore='pictures of a latent',
-    info='what a run is, or what this installation knows')
+    info='what a run is, or what this installation knows',
+    convert='a checkpoint of the released code into a run folder')
 
 # %% ../nbs/25_cli.ipynb #d40a8f59
 def _function(command: str) -> Callable: # its arguments are the flags
     "The function that does what a command says."
-    from mulan_vdm import reports
-    own = dict(train=train, compare=reports.compare_runs, info=_info)
+    from mulan_vdm import foreign, reports
+    own = dict(train=train, compare=reports.compare_runs, info=_info, convert=foreign.convert)
     return own.get(command) or getattr(reports, f'{command}_run')
 
 def _flag_names(command: str) -> set[str]:
@@ -196,7 +197,7 @@ def _flag_names(command: str) -> set[str]:
         from mulan_vdm.training import fit
         functions += [fit, *systems.values()]
     names = {name for f in functions for name in inspect.signature(f).parameters}
-    return names - {'run', 'runs', 'name', 'argv'} | {'data', 'out', 'preset'}
+    return names - {'run', 'runs', 'name', 'argv', 'file'} | {'data', 'out', 'preset'}
 
 # %% ../nbs/25_cli.ipynb #b32d3128
 def _answer(command: str, argv: list[str]) -> str: # words after the command; what to print
@@ -207,8 +208,11 @@ def _answer(command: str, argv: list[str]) -> str: # words after the command; wh
     p = Parser(f'mulan-vdm {command}', description=about)
     text = reading('run', str)
     if command == 'compare': p.add_argument('runs', nargs='+', help='run folders', **text)
+    elif command == 'convert':
+        p.add_argument('file', help='checkpoint, such as ckpt-223.flax', **text)
+        p.add_argument('--out', required=True, help='run folder', **text)
     else: p.add_argument('run', nargs='?' if command == 'info' else None, help='run folder', **text)
-    add_flags(p, function, ('run', 'runs', 'progress'))
+    add_flags(p, function, ('run', 'runs', 'progress', 'file', 'out'))
     given = vars(p.parse_args(argv))
     if 'progress' in inspect.signature(function).parameters: given['progress'] = watched()
     return str(function(**given))
