@@ -20,6 +20,7 @@ from fastcore.basics import AttrDict
 from fastcore.meta import delegates
 from pathlib import Path
 from torch import Tensor
+from ._needs import extra
 from .schedules import choose
 from .processes import device, first_process, Rows
 from .latents import Gaussian
@@ -230,10 +231,23 @@ def evaluate_run(run: str | Path, # run folder
                  split: str = 'test', # its side: test or train
                  table: str | None = None, # file for a line per image, CSV
                  seed: int = 0, # of everything drawn
+<<<<<<< HEAD
                  progress: bool = False, # show a progress bar?
                  **kwargs) -> Evaluation:
     """Likelihood of images in bits/dim, every image once, with standard errors. For the run's own test
     images writes report.json and per_image.npz (vlb), or report_ode.json and per_image_ode.npz."""
+=======
+                 progress: bool = False # show a progress bar?
+                ) -> Evaluation:
+    """Likelihood of the test images in bits/dim, every image once, with standard errors; writes
+    report.json and per_image.npz (vlb), or report_ode.json and per_image_ode.npz."""
+    choose('method', method, dict(vlb=_bound, ode=_flow))
+    if method == 'ode': extra('torchode', 'flow')
+    run, (model, _, steps) = Run(run), load_run(run)
+    data, start = run.data(), time.time()
+    report = dict(_about(run, data), split='test', method=method, seed=seed, steps=steps)
+    how = dict(seed=seed, batch_size=batch_size, progress=progress)
+>>>>>>> main
     options = dict(tolerance=tolerance, trace=trace, dequantization=dequantization)
     _check_method(method, dict(options, samples=samples, T=T, even=even))
     if table: table = new_file('table', table, '.csv')
@@ -338,6 +352,8 @@ def sample_run(run: str | Path, # run folder
               ) -> Result: # x, y, and report with score
     """Draw samples with the averaged weights; writes samples.png and samples.npy, and with
     score report_samples.json."""
+    if score: extra('torchmetrics', 'scores')
+    if step == 'ode': extra('torchode', 'flow')
     run, (model, config, trained) = Run(run), load_run(run)
     w = None if latents is None else _read_latents(latents, model.latent.size)[:n]
     n = n if w is None else len(w)

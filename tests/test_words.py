@@ -14,8 +14,8 @@ HOSTILE = [
     '0', '-1', '-3', '1', '2', '3', '7.5', '1e9', '-1e1', '1e400', 'nan', 'NaN', '-nan', 'inf', '-inf',
     '-Infinity', '9' * 30, '-' + '9' * 30, '9' * 5000, '', ' ', 'None', 'True', 'False', 'many', 'é', '±',
     '漢字', '\udcff', '0x10', '1_000', '١', '--', '-', '-x', '~', '~nobody/x', '.', '..', '/',
-    '/dev/null', '/proc/x', 'a b', "a'b", 'a"b', 'a=b', '%s', '%(prog)s', '{}', '\n', '\t', '\\', '*', '$HOME',
-    '[1,2]', 'digits', 'vdm-digits', 'mulan-digits', 'vdmpp-digits',
+    '/dev/null', '/proc/x', 'a b', "a'b", 'a"b', 'a=b', '%s', '%(prog)s', '{}', '\n', '\t', '\\', '*',
+    '$HOME', '[1,2]', 'digits', 'vdm-digits', 'mulan-digits', 'vdmpp-digits',
     'x' * 300, 'linear', 'ode', 'vlb', 'exact']
 
 def _flags(command, system='vdm'):
