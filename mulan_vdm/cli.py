@@ -143,8 +143,9 @@ def train(argv: list[str] # words after `mulan-vdm train`
     config, out, how = _configure(argv)
     from mulan_vdm.data import load
     from mulan_vdm.processes import first_process, launched
+    from mulan_vdm.reports import noise_warning
     from mulan_vdm.runs import Run
-    from mulan_vdm.systems import build, noise_warning
+    from mulan_vdm.systems import build
     from mulan_vdm.training import fit, interruptible
     run = Run(out)
     if first_process(): run.check(how['resume'])

@@ -1,6 +1,7 @@
 from typing import Any, Callable, Iterable, Iterator, Optional, Sequence, Union
 import fastcore.basics
 import mulan_vdm.data
+import mulan_vdm.diffusion
 import mulan_vdm.evaluation
 import pathlib
 import typing
@@ -12,6 +13,10 @@ class Result(fastcore.basics.AttrDict):
     def __init__(self, text: str, **found: typing.Any) -> None: ...
 
 def against_guessing(bpd: float, vocab: int | None) -> str: ...
+
+def noise_left(model: mulan_vdm.diffusion.Diffusion) -> float: ...
+
+def noise_warning(model: mulan_vdm.diffusion.Diffusion) -> str: ...
 
 def new_file(argument: str, path: str | pathlib.Path, ending: str = ...) -> pathlib.Path: ...
 
