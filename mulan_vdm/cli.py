@@ -10,11 +10,10 @@ import contextlib
 import inspect
 import os
 import sys
-import warnings
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
 from . import __version__
 from .words import (add_flags, as_program, emit, end_bars, Parser, reading, spoken, suggestion,
-                             told, Usage, watched, with_lines)
+                             told, Usage, warnings_in_one_line, watched, with_lines)
 
 # %% ../nbs/25_cli.ipynb #f2090b0f
 _given = 'model', 'data', 'out', 'config', 'resume', 'progress', 'previous', 'stop' # by `train`
@@ -44,16 +43,6 @@ def train_parser(system: str, # name of the system whose arguments are flags
     add_flags(training, fit, _given, values)
     return p
 
-# %% ../nbs/25_cli.ipynb #2e8e58a0
-def _whole_config(run: 'Run') -> dict:
-    "The configuration of a run to resume. Raises ValueError for one that is not whole."
-    config = run.config
-    for part, kind in dict(system=str, data=dict, model=dict, fit=dict).items():
-        if not isinstance(config.get(part), kind):
-            raise ValueError(f"{run.file('config')} has no {part}: a run of mulan-vdm train can be resumed "
-                             "here, one of fit in Python")
-    return config
-
 # %% ../nbs/25_cli.ipynb #a1b1d550
 def _base(argv: list[str]) -> dict: # words of `mulan-vdm train`
     "The configuration that the other words are laid over: that of the run to resume, or a preset."
@@ -64,7 +53,12 @@ def _base(argv: list[str]) -> dict: # words of `mulan-vdm train`
     for name in ('preset', 'out', 'data'): p.add_argument(f'--{name}', **reading(name, str))
     p.add_argument('--resume', action='store_true')
     known, _ = p.parse_known_args(argv)
-    if 'resume' in known and 'out' in known: return translated(_whole_config(Run(known.out)))
+    if 'resume' in known and 'out' in known:
+        run = Run(known.out)
+        for part in ('system', 'data', 'model', 'fit'):
+            if part in run.config: continue
+            raise ValueError(f"{run.file('config')} has no {part}: resume it in Python")
+        return translated(run.config)
     name = getattr(known, 'preset', None) or preset_for(getattr(known, 'data', 'digits'))
     return dict(choose('preset', name, presets), preset=name)
 
@@ -231,16 +225,6 @@ def _command(argv: list[str]) -> str: # words of the command line
     near = suggestion(first, commands) or f": choose one of {', '.join(commands)}"
     raise Usage(f'unknown command {first!r}{near}')
 
-# %% ../nbs/25_cli.ipynb #ed776163
-@contextlib.contextmanager
-def _warnings_in_one_line() -> Iterator[None]:
-    "Meanwhile a warning is one line of standard error."
-    def tell(message: Warning, *_, **__) -> None:
-        emit(f"mulan-vdm: {' '.join(str(message).split())}", sys.stderr)
-    with warnings.catch_warnings():
-        warnings.showwarning = tell
-        yield
-
 # %% ../nbs/25_cli.ipynb #b0bb4bfa
 def main(argv: list[str] | None = None # words of the command line; sys.argv by default
         ) -> int: # exit status
@@ -250,7 +234,7 @@ def main(argv: list[str] | None = None # words of the command line; sys.argv by 
     argv = [word for word in argv if word != '--debug']
     try:
         command = _command(argv)
-        with _warnings_in_one_line(): _say(_answer(command, argv[1:]))
+        with warnings_in_one_line(): _say(_answer(command, argv[1:]))
         return 0
     except (Exception, KeyboardInterrupt) as error:
         if shown: raise

@@ -586,13 +586,10 @@ def gallery(runs: list[str | Path], # run folders
 # %% ../nbs/23_reports.ipynb #93ef896a
 def describe_run(run: str | Path # run folder
                 ) -> str:
-    "What a run is, how far it got, what it is worth, and its pictures. Raises ValueError if damaged."
+    "What a run is, how far it got, what it is worth, and its pictures."
     run = Run(run)
     config = run.config
     parts = {name: config.get(name, {}) for name in ('data', 'model', 'fit')}
-    for name, part in parts.items():
-        if not isinstance(part, dict):
-            raise ValueError(f"{run.file('config')}: {name} is no table: restore it from a copy")
     lines = [f"{run}: {config.get('system', 'a model of your own')} on {parts['data'].get('name', '?')}, "
              f"{run.steps} of {parts['fit'].get('steps', '?')} steps"]
     for name, part in parts.items():

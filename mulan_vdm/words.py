@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['Usage', 'reading', 'add_flags', 'suggestion', 'Parser', 'spoken', 'told', 'as_program', 'emit', 'watched', 'end_bars',
-           'with_lines']
+           'with_lines', 'warnings_in_one_line']
 
 # %% ../nbs/24_words.ipynb #ef1f0d06
 import argparse
 import codecs
+import contextlib
 import difflib
 import errno
 import math
@@ -21,6 +22,7 @@ import sysconfig
 import tempfile
 import time
 import traceback
+import warnings
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Callable, Collection, get_args, get_origin, Iterator
@@ -337,3 +339,13 @@ def with_lines(steps: Iterator, # of a training, each with step, loss and second
             losses = []
             last = time.monotonic()
         yield now
+
+# %% ../nbs/24_words.ipynb #30b0721a
+@contextlib.contextmanager
+def warnings_in_one_line() -> Iterator[None]:
+    "Meanwhile a warning is one line of standard error."
+    def tell(message: Warning, *_, **__) -> None:
+        emit(f"mulan-vdm: {' '.join(str(message).split())}", sys.stderr)
+    with warnings.catch_warnings():
+        warnings.showwarning = tell
+        yield
