@@ -205,7 +205,7 @@ def _answer(command: str, argv: list[str]) -> str: # words after the command; wh
         p.add_argument('file', help='checkpoint, such as ckpt-223.flax', **text)
         p.add_argument('--out', required=True, help='run folder', **text)
     else: p.add_argument('run', nargs='?' if command == 'info' else None, help='run folder', **text)
-    add_flags(p, function, ('run', 'runs', 'progress', 'file', 'out'))
+    add_flags(p, function, ('run', 'runs', 'progress', 'file', *['out'] * (command == 'convert')))
     given = vars(p.parse_args(argv))
     if 'progress' in inspect.signature(function).parameters: given['progress'] = watched()
     return str(function(**given))
