@@ -29,7 +29,7 @@ from . import __version__
 from .schedules import choose
 from .diffusion import Diffusion
 from .data import Data, load as load_data
-from .systems import build, systems, translated
+from .systems import build, shipped, systems, translated
 
 # %% ../nbs/14_runs.ipynb #ee1f11dc
 class Run:
@@ -649,10 +649,22 @@ def arguments(self: Run,
                              f"{_said(kind)}: correct it, or restore the file from a copy")
     return given
 
+# %% ../nbs/14_runs.ipynb #7d0e719c
+def _card(run: Run, steps: int) -> dict: # facts for `save_pretrained`
+    "Steps, release and bits per dimension of a run, as far as they are known."
+    try: report = _object(_content(run.path / 'report.json'))
+    except (OSError, ValueError): report = {}
+    if report.get('steps') != steps: return dict(steps=steps) # of another checkpoint, or none
+    return {k: report[k] for k in ('steps', 'release', 'bpd', 'bpd_se', 'n') if k in report}
+
 # %% ../nbs/14_runs.ipynb #c6a53877
-def load_run(path: Path | str) -> tuple[Diffusion, dict, int]: # of a run folder
+def load_run(path: Path | str # run folder, `mulan-digits`, which comes with the package, or hf:user/name
+            ) -> tuple[Diffusion, dict, int]:
     """The averaged model in evaluation mode, configuration, steps done; raises OSError or
     ValueError for a run that is not whole."""
+    if str(path).startswith('hf:') or (str(path) in shipped() and not Path(path).exists()):
+        model = Diffusion.from_pretrained(path)
+        return model, model.config, model.card.get('steps', 0)
     run = Run(path)
     config = run.config
     if missing := {'system', 'model'} - config.keys():
@@ -668,6 +680,7 @@ def load_run(path: Path | str) -> tuple[Diffusion, dict, int]: # of a run folder
     average = {f'ema.module.{k}': v for k, v in model.state_dict().items()}
     tensors, steps = run.load(('ema.module.',), like=average)
     model.load_state_dict({k.removeprefix('ema.module.'): v for k, v in tensors.items()})
+    model.card = _card(run, steps)
     return model.eval(), config, steps
 
 # %% ../nbs/14_runs.ipynb #306d7654

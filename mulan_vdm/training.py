@@ -80,6 +80,10 @@ def _mirrored(x: Tensor, rows: Rows) -> Tensor: # (B, C, H, W)
     chosen = rows.rand(len(x), device=x.device) < 0.5
     return torch.where(chosen.view(-1, 1, 1, 1), x.flip(-1), x)
 
+def _sent(v: Tensor, device: torch.device) -> Tensor:
+    "v on a device; a graphics card fetches it while other work goes on."
+    return v.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else v.to(device)
+
 def _parts_of(x: Tensor, y: Tensor | None, accelerator,
               accumulate: int,      # number of parts
               drop: float,          # probability of leaving out a label
@@ -93,8 +97,8 @@ def _parts_of(x: Tensor, y: Tensor | None, accelerator,
         share = accelerator.process_index + accelerator.num_processes * a
         generator = torch.Generator(device).manual_seed(mixed_seed(*key, 0))
         rows = Rows(generator, share, accelerator.num_processes * accumulate)
-        told = None if y is None else _left_out(y[a::accumulate].to(device), drop, rows)
-        mine = x[a::accumulate].to(device)
+        told = None if y is None else _left_out(_sent(y[a::accumulate], device), drop, rows)
+        mine = _sent(x[a::accumulate], device)
         parts.append((_mirrored(mine, rows) if flip else mine, told, rows))
     return parts
 
@@ -110,7 +114,7 @@ def _gradient(accelerator,
     for i, (x, y, rows) in enumerate(parts, 1):
         with contextlib.nullcontext() if i == len(parts) else accelerator.no_sync(model):
             with seeded(*key, 1 + rows.rank), accelerator.autocast(): # dropout of this share
-                terms = model(x, y=y, T=T, rows=rows)
+                terms = model(x, y=y, T=T, rows=rows, check=False)
             loss = bits_per_dim((terms.loss + (beta - 1) * terms.latent).mean(), event_shape)
             accelerator.backward(loss / len(parts))
         means = [bits_per_dim(v.detach().mean(), event_shape) for v in terms]
@@ -254,7 +258,7 @@ class Progress(NamedTuple):
     "What `fit` yields after each step."
     step: int         # steps done
     loss: float       # training objective, bits/dim
-    terms: dict[str, float] # of the bound, bits/dim, this batch
+    terms: dict[str, float] # estimates from this batch at training's times, bits/dim; no bound
     lr: float         # learning rate of this step
     grad_norm: float  # before clipping; not finite in a step that was left out
     seconds: float    # trained so far, over all resumes
