@@ -879,12 +879,12 @@ def test_arrays_by_shape_and_type(tmp_path, shape, event, kind, vocab, expected)
     (dict(), {}, ['no array', 'name them']), (dict(mean=np.zeros(4), std=np.zeros(4)), {}, ['name them']),
     (dict(train=np.zeros((9, 4), 'u1'), y=np.zeros(9, int)), {}, ["'train', 'y'", 'name them']),
     ({name: np.zeros((9, 4), 'u1') for name in ('train', 'val', 'test')}, {}, ['name them']),
-    (dict(x=np.zeros((9, 4), 'c8')), {}, ["'x'", 'complex64', 'save uint8']),
+    (dict(x=np.zeros((9, 4), 'c8')), {}, ["'x'", 'complex64', 'uint8, int32']),
     (dict(x=np.array([{}] * 9)), {}, ["'x'", 'objects']), (dict(x=np.array(['a'] * 9)), {}, ["'x'", '<U1']),
     (dict(x=np.zeros(9)), {}, ["'x'", '(9,)', '(N, D)']),
     (dict(x=np.zeros((9, 1, 2, 3, 4))), {}, ["'x'", '(9, 1, 2, 3, 4)']),
     (dict(x=np.zeros((9, 4), int)), {}, ["'x'", 'int64', 'pass vocab=']),
-    (dict(x=np.zeros((9, 4))), dict(vocab=3), ["'x'", 'floats', 'leave vocab out']),
+    (dict(x=np.zeros((9, 4))), dict(vocab=3), ["'x'", 'float32', 'leave vocab out']),
     (dict(x=np.zeros((9, 4))), dict(bits=3), ["'x'", '256 levels', 'leave size and bits out']),
     (dict(x=np.zeros((9, 4, 4), 'u1')), dict(size=5), ["'x'", '(9, 1, 4, 4)', 'size=5']),
     (dict(x=np.zeros((9, 4), 'u1')), dict(size=2), ["'x'", '(9, 4)', 'size=2']),
@@ -1039,6 +1039,25 @@ def test_no_home_folder(monkeypatch):
     assert available()['digits'] and available()['cifar10'] is None and len(load('digits').test.x) == 360
     assert '/usr/share/datasets' in message(FileNotFoundError, load, 'cifar10')
     assert 'set HOME' in message(FileNotFoundError, load, 'cifar10', download=True)
+
+def test_too_few_to_judge_or_to_probe(tmp_path):
+    "One class, few images, one test image: said at the beginning, in one line"
+    from mulan_vdm.evaluation import mean_se
+    from mulan_vdm.judging import check_scores, sample_scores, train_judge
+    from mulan_vdm.probing import probe
+    digits = load('digits')
+    one = digits.train.y == 3
+    alone = digits._replace(train=data.Split(digits.train.x[one], digits.train.y[one]))
+    few = digits._replace(test=digits.test.some(11))
+    split = data.Split(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))
+    for words, call in (('digits has one class', lambda: train_judge(alone)),
+                        ('digits has one class', lambda: sample_scores(None, alone, digits.test.x)),
+                        ('11 test images of digits: at least 40', lambda: check_scores(few, 40)),
+                        ('39 samples: at least 40', lambda: sample_scores(None, digits, digits.test.x[:39])),
+                        ('4 training images: five neighbours need at least 5', lambda: probe(split, split)),
+                        ('1 image of which no standard error', lambda: mean_se(torch.zeros(1)))):
+        m = message(ValueError, call)
+        assert words in m and '\n' not in m
 
 # Toys and batches
 
