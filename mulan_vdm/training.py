@@ -12,6 +12,7 @@ import json
 import math
 import os
 import signal
+import sys
 import threading
 import time
 import torch
@@ -21,6 +22,7 @@ from fastcore.basics import patch, store_attr
 from fastcore.meta import delegates
 from difflib import get_close_matches
 from functools import partial
+from importlib.util import find_spec
 from numbers import Integral, Real
 from pathlib import Path
 from torch import Tensor
@@ -30,10 +32,11 @@ from tqdm.auto import tqdm
 from types import UnionType
 from typing import Any, Callable, get_args, Iterator, NamedTuple
 from weakref import WeakValueDictionary
+from .schedules import choose, Linear
 from .processes import mixed_seed, on_processors, processes, Rows, seeded
 from .codec import bits_per_dim
-from .diffusion import Diffusion, Terms
-from .data import batches, Data
+from .diffusion import Diffusion, evaluating, Terms
+from .data import available, batches, Data
 from .systems import translated
 from .runs import Run
 
@@ -72,10 +75,20 @@ def _left_out(y: Tensor, drop: float, rows: Rows) -> Tensor: # (B,)
     "Labels y, each of them left out, -1, with probability drop."
     return y.masked_fill(rows.rand(len(y), device=y.device) < drop, -1)
 
+def _mirrored(x: Tensor, rows: Rows) -> Tensor: # (B, C, H, W)
+    "Images x, each of them left to right with probability one half."
+    chosen = rows.rand(len(x), device=x.device) < 0.5
+    return torch.where(chosen.view(-1, 1, 1, 1), x.flip(-1), x)
+
+def _sent(v: Tensor, device: torch.device) -> Tensor:
+    "v on a device; a graphics card fetches it while other work goes on."
+    return v.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else v.to(device)
+
 def _parts_of(x: Tensor, y: Tensor | None, accelerator,
-              accumulate: int,     # number of parts
-              drop: float,         # probability of leaving out a label
-              key: tuple[int, int] # seed, step
+              accumulate: int,      # number of parts
+              drop: float,          # probability of leaving out a label
+              key: tuple[int, int], # seed, step
+              flip: bool = False    # mirror images at random?
              ) -> list[tuple[Tensor, Tensor | None, Rows]]:
     "This process's examples in equal parts (x, y, rows), where they are worked on."
     device = accelerator.device
@@ -84,8 +97,9 @@ def _parts_of(x: Tensor, y: Tensor | None, accelerator,
         share = accelerator.process_index + accelerator.num_processes * a
         generator = torch.Generator(device).manual_seed(mixed_seed(*key, 0))
         rows = Rows(generator, share, accelerator.num_processes * accumulate)
-        told = None if y is None else _left_out(y[a::accumulate].to(device), drop, rows)
-        parts.append((x[a::accumulate].to(device), told, rows))
+        told = None if y is None else _left_out(_sent(y[a::accumulate], device), drop, rows)
+        mine = _sent(x[a::accumulate], device)
+        parts.append((_mirrored(mine, rows) if flip else mine, told, rows))
     return parts
 
 # %% ../nbs/15_training.ipynb #ada15258
@@ -100,7 +114,7 @@ def _gradient(accelerator,
     for i, (x, y, rows) in enumerate(parts, 1):
         with contextlib.nullcontext() if i == len(parts) else accelerator.no_sync(model):
             with seeded(*key, 1 + rows.rank), accelerator.autocast(): # dropout of this share
-                terms = model(x, y=y, T=T, rows=rows)
+                terms = model(x, y=y, T=T, rows=rows, check=False)
             loss = bits_per_dim((terms.loss + (beta - 1) * terms.latent).mean(), event_shape)
             accelerator.backward(loss / len(parts))
         means = [bits_per_dim(v.detach().mean(), event_shape) for v in terms]
@@ -108,9 +122,21 @@ def _gradient(accelerator,
     return torch.stack(values).mean(0)
 
 # %% ../nbs/15_training.ipynb #cb91ce37
-def _accelerator_for(precision: str): # accelerate's mixed precision; the Accelerator
+_trackers = dict(tensorboard='tensorboard', wandb='wandb', trackio='trackio', mlflow='mlflow')
+
+def _check_tracker(track: str) -> None:
+    "Raises ValueError for an unknown tracker, ModuleNotFoundError for one that is not installed."
+    package = choose('track', track, _trackers)
+    if find_spec(package) is None:
+        raise ModuleNotFoundError(f"track={track!r} needs a package: pip install {package}")
+
+def _accelerator_for(precision: str,                # accelerate's mixed precision
+                     track: str | None = None,      # also told of every logged line
+                     folder: Path | str | None = '.' # where a tracker keeps files
+                    ): # the Accelerator
     """The device, and the other processes if there are any; an earlier precision is forgotten.
     Raises ValueError for one that is unknown or that the device does not have."""
+    if track is not None: _check_tracker(track)
     if precision not in ('no', 'bf16', 'fp16'):
         raise ValueError(f"unknown precision {precision!r}: choose one of no, bf16, fp16")
     from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -118,7 +144,8 @@ def _accelerator_for(precision: str): # accelerate's mixed precision; the Accele
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
     in_place = DistributedDataParallelKwargs(gradient_as_bucket_view=True) # averaged where they lie
-    found = Accelerator(cpu=on_processors(), mixed_precision=precision, kwargs_handlers=[in_place])
+    found = Accelerator(cpu=on_processors(), mixed_precision=precision, log_with=track,
+                        project_dir=folder or '.', kwargs_handlers=[in_place])
     if precision == 'fp16' and found.scaler is None:
         raise ValueError(f"precision='fp16' is not for {found.device}: choose bf16 or no")
     return found
@@ -238,14 +265,16 @@ class Progress(NamedTuple):
     model: Diffusion  # the averaged model, in evaluation mode
     skipped: int = 0  # steps left out so far because a scaled gradient overflowed
     saved: bool = False # was a checkpoint written?
+    validation: tuple[float, float] | None = None # bound on test images and its error, if looked at
 
     def line(self) -> str: # JSON, null for what is not finite
         "One line of metrics.jsonl; losses in bits/dim."
-        norm = self.grad_norm if math.isfinite(self.grad_norm) else None
-        rest = dict(lr=float(self.lr), grad_norm=norm, seconds=round(self.seconds, 3))
+        rest = dict(lr=float(self.lr), grad_norm=self.grad_norm, seconds=round(self.seconds, 3))
         if self.skipped: rest['skipped'] = self.skipped
+        if self.validation: rest['validation'], rest['validation_se'] = self.validation
         values = dict(step=self.step, loss=self.loss, **self.terms, **rest)
-        return json.dumps(values, allow_nan=False)
+        known = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        return json.dumps(known, allow_nan=False)
 
 # %% ../nbs/15_training.ipynb #d319066c
 def _blocks(net: nn.Module) -> list[nn.Module]: # each once
@@ -294,8 +323,6 @@ def _adamw(model: Diffusion, **options) -> torch.optim.AdamW: # lr, betas, weigh
     return torch.optim.AdamW(groups, fused=True, **options)
 
 # %% ../nbs/15_training.ipynb #8b1bfafd
-_kept = 'model.', 'ema.', 'optimizer.' # of the names of what is like the model
-
 def _state_tensors(model: Diffusion, average: _Average, optimizer: torch.optim.Optimizer,
                    skips: _Skips = _Skips(None)) -> dict[str, Tensor]:
     "Everything that training continues from, on the CPU, whole, by prefixed name."
@@ -340,7 +367,8 @@ def _state_like(model: Diffusion, average: _Average) -> dict[str, Tensor]:
     for i, p in enumerate(p for group in _weights(model) for p in group):
         moments = dict(step=torch.tensor(0.), exp_avg=p, exp_avg_sq=p)
         named |= {f'optimizer.{i}.{k}': v for k, v in moments.items()}
-    return named
+    scale = *torch.amp.GradScaler('cpu').state_dict(), 'skipped', 'row'
+    return named | {f'scaler.{k}': torch.tensor(0., dtype=torch.float64) for k in scale}
 
 # %% ../nbs/15_training.ipynb #378c75bb
 def _laid_out_like(v: Tensor, p: Tensor) -> Tensor: # a whole tensor; its parameter
@@ -391,12 +419,12 @@ def _check_kind(name: str, value: Any,
     if float in kinds and not number: raise TypeError(f"{name}={value!r}: give a number")
     if bool in kinds and not isinstance(value, bool):
         raise TypeError(f"{name}={value!r}: give True or False")
-    if kinds == (str,) and not isinstance(value, str):
+    if set(kinds) <= {str, type(None)} and not isinstance(value, str):
         raise TypeError(f"{name}={value!r}: give a name")
 
 # %% ../nbs/15_training.ipynb #df81a547
 _least = dict(steps=1, batch_size=1, T=1, log_every=1, save_every=1, accumulate=1,
-              warmup=0, beta_warmup=0, seed=0, weight_decay=0)
+              warmup=0, beta_warmup=0, seed=0, weight_decay=0, validate_every=0)
 _positive = 'lr', 'clip', 'beta', 'hours', 'save_minutes'
 _boundless = 'clip', 'save_minutes' # infinity means never
 
@@ -444,7 +472,7 @@ def _check_shares(model: Diffusion, batch_size: int, accumulate: int, world: int
                          "the mean loss of its whole batch; set accumulate=1")
 
 # %% ../nbs/15_training.ipynb #bde5c099
-def _check_data(model: Diffusion, data: Data, batch_size: int) -> None:
+def _check_data(model: Diffusion, data: Data, batch_size: int, flip: bool = False) -> None:
     "Raises TypeError or ValueError for what is no data, or too little, or not the model's."
     if not isinstance(data, Data):
         raise TypeError(f"data is of type {type(data).__name__}: pass what load(...) returns, "
@@ -454,6 +482,9 @@ def _check_data(model: Diffusion, data: Data, batch_size: int) -> None:
     if data.vocab is not None and data.vocab > model.codec.vocab:
         raise ValueError(f"vocab={model.codec.vocab} but the data have {data.vocab} levels: "
                          f"build the model with vocab={data.vocab}, or load them with fewer bits")
+    if flip and len(data.event_shape) != 3:
+        raise ValueError(f"flip=True: examples of shape {data.event_shape} are no images (C, H, W); "
+                         "leave it out")
     if batch_size > n:
         raise ValueError(f"batch_size={batch_size}: there are {n} examples to train on; "
                          f"set batch_size={n} or less")
@@ -478,12 +509,13 @@ def _labels_for(model: Diffusion, y: Tensor | None, drop: float) -> Tensor | Non
     return y
 
 # %% ../nbs/15_training.ipynb #0ab183ed
-def _source(data: Data) -> dict: # of `load`; without the path of a folder
-    "Arguments that load the data again."
+def _source(data: Data) -> dict: # of `load`
+    "Arguments that load the data again; a path only where they are not found without."
     shape = data.event_shape
     found = dict(name=data.name)
     if data.vocab in (2, 4, 8, 16, 32, 64, 128): found['bits'] = data.vocab.bit_length() - 1
     if len(shape) == 3 and shape[1] == shape[2]: found['size'] = shape[2]
+    if data.path and available().get(data.name) != data.path: found['path'] = data.path
     return found
 
 def _stored(arguments: dict) -> dict: # of `fit`, by name
@@ -510,8 +542,10 @@ class _Session:
                  log_every: int = 10,        # steps between lines of metrics.jsonl
                  save_every: int = 500,      # steps between checkpoints, at most
                  save_minutes: float = 10.,  # minutes between checkpoints, at most
+                 validate_every: int = 0,    # steps between quick bounds on test images; 0 for none
                  hours: float | None = None, # after which it saves and ends, from this start on
-                 progress: bool = True,      # show a progress bar?
+                 track: str | None = None,   # also tell tensorboard, wandb, trackio or mlflow
+                 progress: bool = True,      # show how it goes, by a bar or in a few lines?
                  stop: Callable[[], bool] = lambda: False, # asked after each step: save and end?
                  precision: str = 'no',      # accelerate's mixed precision: no, bf16, fp16
                  accumulate: int = 1,        # parts of the batch that a process works off in turn
@@ -520,7 +554,7 @@ class _Session:
                  shard: bool = False):       # spread the network's weights over the processes?
         store_attr()
         _check_shard(shard, compile, precision)
-        self.accelerator = _accelerator_for(precision)
+        self.accelerator = _accelerator_for(precision, track, out)
         self.skips = _Skips(self.accelerator.scaler)
         self.main = self.accelerator.is_main_process
         self.shard = shard and self.accelerator.num_processes > 1
@@ -531,19 +565,30 @@ class _Session:
 # %% ../nbs/15_training.ipynb #60006ffd
 @patch
 @contextlib.contextmanager
-def opened(self: _Session, config: dict) -> Iterator[None]: # by default
+def opened(self: _Session,
+           config: dict, # by default
+           data: Data    # what is trained on
+          ) -> Iterator[None]:
     "The run folder, locked; the same error in all processes if that fails."
     error = [None]
     with contextlib.ExitStack() as self.folder:
         try:
-            if self.run and self.main: self._open(self.config or config)
+            if self.run and self.main: self._open(self.config or config, data)
         except (OSError, ValueError) as e: error = [e]
         if self.accelerator.num_processes > 1: torch.distributed.broadcast_object_list(error)
         if error[0]: raise error[0]
+        if self.track: self._track(config['fit'])
         yield
 
 @patch
-def _open(self: _Session, config: dict) -> None:
+def _track(self: _Session, settings: dict) -> None:
+    "Tells the tracker what is trained; it hears of the end when the folder is closed."
+    told = {k: v for k, v in settings.items() if v is not None}
+    self.accelerator.init_trackers('mulan_vdm', told)
+    for tracker in self.accelerator.trackers: self.folder.callback(tracker.finish)
+
+@patch
+def _open(self: _Session, config: dict, data: Data) -> None:
     "Takes the folder from an earlier session of this process, and prepares it to start or resume."
     self.run.check(self.resume)
     self.place = self.run.path.resolve()
@@ -551,8 +596,10 @@ def _open(self: _Session, config: dict) -> None:
     self.folder.enter_context(self.run.lock())
     self.held[self.place] = self
     self.folder.callback(self.held.pop, self.place, None)
-    if not self.resume: self.run.start(config)
-    else: _check_same(self.run, config)
+    if self.resume:
+        _check_same(self.run, config)
+        self.run.check_data(data)
+    else: self.run.start({**config, 'fingerprint': data.fingerprint})
     if self.previous: self.run.fall_back()
 
 # %% ../nbs/15_training.ipynb #ad805063
@@ -587,8 +634,8 @@ def continued(self: _Session,
     "Tensors, steps done and seconds trained of a run that is resumed; its log ends there."
     if not (self.run and self.resume): return {}, 0, 0.
     if not self.run.begun: return {}, 0, self.run.trim_log(0) if self.main else 0.
-    tensors, done = self.run.load(_kept, like=like)
-    _restore_scale(self.run.load(('scaler.',))[0], self.skips)
+    tensors, done = self.run.load(like=like)
+    _restore_scale(tensors, self.skips)
     return tensors, done, self.run.trim_log(done) if self.main else 0.
 
 @patch
@@ -617,18 +664,105 @@ def saves(self: _Session, step: int, ending: bool, late: bool) -> bool:
     return self.run is not None and (ending or late or step % self.save_every == 0)
 
 @patch
+def judges(self: _Session, step: int) -> bool:
+    "Is a bound on test images due after a step?"
+    return self.validate_every > 0 and step % self.validate_every == 0
+
+@patch
+def logs(self: _Session, now: Progress, ending: bool) -> bool:
+    "Is a line of the log due after a step?"
+    return ending or now.step % self.log_every == 0 or now.validation is not None
+
+@patch
 def record(self: _Session, now: Progress,
            ending: bool, # is it the last step of this training?
            state: Callable[[], dict[str, Tensor]]) -> None:
     "Writes what is due after a step: a line of the log, a checkpoint of `state()`."
+    if self.track and self.logs(now, ending):
+        self.accelerator.log(json.loads(now.line()), step=now.step)
     if self.run is None: return
     if self.main and self.held.get(self.place) is not self:
         raise BlockingIOError(f"{self.run} was taken over by a later fit of this process: "
                               "continue that one")
     tensors = state() if now.saved and (self.main or self.shard) else None
-    if self.main and (ending or now.step % self.log_every == 0): self.run.log(now.line())
+    if self.main and self.logs(now, ending): self.run.log(now.line())
     if self.main and now.saved: self.run.save(tensors, now.step)
     if now.saved: self.saved = time.monotonic()
+
+# %% ../nbs/15_training.ipynb #47691f5a
+@contextlib.contextmanager
+def _on_even_levels(model: Diffusion, T: int | None) -> Iterator[None]:
+    "Meanwhile a schedule for all pixels is the straight line between its ends."
+    own = model.schedule
+    ends = own.ends()
+    straight = T is None and not own.event_shape and math.isfinite(ends[0] - ends[1])
+    if straight: model.schedule = Linear(*ends).to(model.reference)
+    try: yield
+    finally: model.schedule = own
+
+@torch.no_grad()
+def _quick_bound(model: Diffusion,
+                 x: Tensor, # images to judge by
+                 T: int | None,
+                 batch_size: int
+                ) -> tuple[float, float]: # bits/dim, standard error
+    "The bound on the images, four draws each, with noise that is the same each time."
+    rows = Rows(torch.Generator(model.reference.device).manual_seed(0))
+    with evaluating(model), _on_even_levels(model, T):
+        nats = [sum(model(part, T=T, rows=rows).vlb for _ in range(4)) / 4
+                for part in x.to(model.reference.device).split(batch_size)]
+    bits = bits_per_dim(torch.cat(nats), model.event_shape)
+    return bits.mean().item(), bits.std().item() / math.sqrt(len(bits))
+
+# %% ../nbs/15_training.ipynb #507e07d3
+def _is_live() -> bool:
+    "Does somebody watch standard error, in a terminal or a notebook?"
+    return 'notebook' in tqdm.__mro__[1].__module__ or sys.stderr.isatty()
+
+class _Watch:
+    "What a person sees of a training: a bar, or a few lines in a file."
+    after = 20 # steps until the time is estimated
+
+    def __init__(self,
+                 shown: bool,
+                 done: int,  # steps so far
+                 steps: int, # in all
+                 device: torch.device):
+        self.device = device
+        self.steps = steps
+        self.first = done + 1
+        self.loss = None # smoothed, bits/dim
+        self.shown = shown and os.environ.get('TQDM_DISABLE', '0') in ('', '0')
+        self.bar = tqdm(desc=f'training on {device}', total=steps, initial=done, leave=False,
+                        disable=not (self.shown and _is_live()))
+
+    def say(self, text: str) -> None:
+        "A line of its own, above the bar."
+        if self.shown: self.bar.write(text, file=sys.stderr)
+
+# %% ../nbs/15_training.ipynb #3002debb
+@patch
+def note(self: _Watch, now: Progress, ending: bool) -> None:
+    "Shows a step."
+    n = now.step - self.first
+    keep = min(0.98, n / (n + 1))
+    self.loss = now.loss if n == 0 else keep * self.loss + (1 - keep) * now.loss
+    said = f'{self.loss:.3f} bits/dim'
+    if now.validation: said += ', test {:.3f} ± {:.3f}'.format(*now.validation)
+    if n == 0: self.began = now.seconds
+    if n == self.after: self.estimate(now)
+    self.bar.set_postfix_str(said, refresh=False)
+    self.bar.update()
+    if self.bar.disable and (now.saved or ending):
+        self.say(f'step {now.step} of {self.steps}: {said}, {now.seconds:.0f} s')
+    if ending: self.bar.close()
+
+@patch
+def estimate(self: _Watch, now: Progress) -> None:
+    "Says how long the rest will take."
+    each = (now.seconds - self.began) / self.after
+    rest = tqdm.format_interval(each * (self.steps - now.step))
+    self.say(f'{each:.3g} s a step on {self.device}: about {rest} to step {self.steps}')
 
 # %% ../nbs/15_training.ipynb #be58da16
 def _ending_signals() -> list[signal.Signals]: # those that are not ignored
@@ -671,6 +805,16 @@ def prepare(self: _Session, model: Diffusion, average: _Average,
     if self.shard: return model, self.accelerator.prepare(optimizer)
     return self.accelerator.prepare(model, optimizer)
 
+# %% ../nbs/15_training.ipynb #f6081299
+# a factor of the learning rate when a fraction u of the steps is done
+_decays = dict(constant=lambda u: 1., cosine=lambda u: 0.5 * (1 + math.cos(math.pi * u)))
+
+def _rate(step: int, steps: int, lr: float, warmup: int,
+          decay: str # an entry of `_decays`
+         ) -> float:
+    "Learning rate of a step, from 1 to steps."
+    return lr * min(1, step / max(1, warmup)) * _decays[decay]((step - 1) / steps)
+
 # %% ../nbs/15_training.ipynb #0a80a3fe
 @delegates(_Session)
 def fit(model: Diffusion,           # trained in place
@@ -682,24 +826,27 @@ def fit(model: Diffusion,           # trained in place
         ema: float = 0.9999,        # decay of the moving average
         clip: float = 1.,           # largest norm of the gradient
         warmup: int = 100,          # steps over which the learning rate rises
+        decay: str = 'constant',    # after which it stays, or falls to zero at the end: cosine
         T: int | None = None,       # time steps of the loss; None for continuous time
         beta: float = 1.,           # weight of the latent's divergence, in the loss alone
         beta_warmup: int = 0,       # steps over which that weight rises from zero
         seed: int = 0,              # of images, times, noise and latents
         drop: float = 0.1,          # probability of leaving out a label, for a network with classes
+        flip: bool = False,         # mirror images at random? Bits are then those of such images
         **kwargs) -> Iterator[Progress]: # after each step
     """AdamW on the bound in bits/dim. Raises TypeError or ValueError for bad settings or data, OSError
     for a folder used, locked or not writable, FloatingPointError when a term is not finite."""
     given = _stored(locals() | kwargs)
     _check_settings(fit, given | kwargs)
-    _check_data(model, data, batch_size)
+    _check_data(model, data, batch_size, flip)
+    choose('decay', decay, _decays)
     y = _labels_for(model, data.train.y, drop)
     average = _Average(model, ema)
     session = _Session(**kwargs)
     accelerator = session.accelerator
     _check_shares(model, batch_size, session.accumulate, accelerator.num_processes)
     config = _described(model, data, given)
-    with (session.opened(config), _unwrapped_after(model),
+    with (session.opened(config, data), _unwrapped_after(model),
           adapted(model.net, session.checkpointing, session.compile)):
         tensors, done, seconds = session.continued(_state_like(model, average))
         start = time.monotonic() - seconds
@@ -708,22 +855,26 @@ def fit(model: Diffusion,           # trained in place
         session.settle(config, done)
         stream = batches(data.train.x, y, batch_size, seed, done, accelerator.process_index,
                          accelerator.num_processes)
-        hidden = not (session.progress and session.main)
-        turns = range(done + 1, steps + 1)
-        for step in tqdm(turns, 'training', steps, initial=done, disable=hidden):
-            rate = lr * min(1, step / max(1, warmup))
+        watch = _Watch(session.progress and session.main, done, steps, accelerator.device)
+        part = data.test.some(min(256, len(data.test.x))).x
+        judge = partial(_quick_bound, x=part, T=T, batch_size=batch_size)
+        for step in range(done + 1, steps + 1):
+            rate = _rate(step, steps, lr, warmup, decay)
             for group in optimizer.param_groups: group['lr'] = rate
             weight = beta * min(1, step / max(1, beta_warmup))
-            parts = _parts_of(*next(stream), accelerator, session.accumulate, drop, (seed, step))
+            parts = _parts_of(*next(stream), accelerator, session.accumulate, drop, (seed, step),
+                              flip)
             found = _train_step(accelerator, wrapped, optimizer, parts, (seed, step), clip, T,
                                 weight, session.asks(), session.skips)
             if not found.skipped: average.update_parameters(model)
             asked, late = found.asked
             ending = asked or step == steps
+            validation = judge(average.module) if session.judges(step) else None
             now = Progress(step, found.loss, found.terms, rate, found.norm,
                            time.monotonic() - start, average.module, session.skips.total,
-                           session.saves(step, ending, late))
+                           session.saves(step, ending, late), validation)
             session.record(now, ending,
                            lambda: _state_tensors(model, average, optimizer, session.skips))
+            watch.note(now, ending)
             yield now
             if ending: return

@@ -21,8 +21,10 @@ from mulan_vdm.codec import Codec, RealCodec
 from mulan_vdm.data import load, Split
 from mulan_vdm.diffusion import Diffusion
 from mulan_vdm.nets import MLP, UNet
+from mulan_vdm.processes import Rows
 from mulan_vdm.runs import Run
-from mulan_vdm.schedules import Linear
+from mulan_vdm.schedules import Linear, make_schedule, schedules
+from mulan_vdm.systems import build, presets
 from mulan_vdm.training import fit, interruptible
 
 ROOT = Path(__file__).parent.parent
@@ -263,7 +265,7 @@ wrong = dict(steps=(0, -1, 1e1, 2.5, math.nan, True, '10', None), batch_size=(0,
              drop=(1., -0.1, math.nan), log_every=(0, 1.5), save_every=(0, 2.5, -1),
              save_minutes=(0, math.nan), hours=(0, -1, math.nan, math.inf), precision=(16, True),
              accumulate=(0, 1.), checkpointing=(1, 'yes'), compile=(0,), shard=(None,), resume=('yes', 1),
-             progress=(2,))
+             progress=(2,), validate_every=(-1, 0.5), track=(3, True), decay=(1, None), flip=(1, 'yes'))
 
 @pytest.mark.parametrize('name', wrong)
 def test_impossible_settings(name, tmp_path):
@@ -338,6 +340,13 @@ def test_settings_that_change_are_remembered(tmp_path, capsys):
     Run(out).checkpoint().write_bytes(b'')
     assert cli.main(['train', '--out', out, '--resume', '--steps', '9']) == 1
     assert Run(out).file('config').read_bytes() == before
+
+def test_other_images_are_not_gone_on_with(tmp_path):
+    "A data set of the same name with other pixels is another one."
+    last(fit(images(), digits, out=tmp_path / 'run', **options))
+    other = digits._replace(train=Split(16 - digits.train.x, digits.train.y))
+    with pytest.raises(ValueError, match='was trained on other images'):
+        next(fit(images(), other, out=tmp_path / 'run', resume=True, **options))
 
 # ---- asked to end
 
@@ -449,3 +458,228 @@ def test_hours_end_well(tmp_path, monkeypatch):
     last(fit(points(), moons, out=tmp_path / 'a', resume=True, **options))
     last(fit(points(), moons, out=tmp_path / 'b', **options))
     assert equal(tmp_path / 'a', tmp_path / 'b')
+
+# ---- watching it
+
+def test_the_bound_on_test_images(tmp_path):
+    """Every third step, in the log and in what is handed over; it changes nothing else, it is the bound that
+    an evaluation finds on these images within their errors, and a resumed run finds the same."""
+    from mulan_vdm.evaluation import evaluate
+    how = {**options, 'log_every': 5, 'steps': 7}
+    seen = {now.step: now for now in fit(images(), digits, out=tmp_path / 'a', validate_every=3, **how)}
+    assert [step for step, now in seen.items() if now.validation] == [3, 6]
+    lines = {line['step']: line for line in log(tmp_path / 'a')}
+    assert list(lines) == [3, 5, 6, 7]
+    assert (lines[6]['validation'], lines[6]['validation_se']) == seen[6].validation
+    assert 'validation' not in lines[5]
+    plain = [now.loss for now in fit(images(), digits, **how)]
+    assert plain == [now.loss for now in seen.values()]
+    for steps in (4, 7):
+        now = {**how, 'steps': steps, 'resume': steps > 4}
+        last(fit(images(), digits, out=tmp_path / 'b', validate_every=3, **now))
+    assert log(tmp_path / 'b')[-3:] == log(tmp_path / 'a')[-3:]
+    *_, now = fit(images(), digits, validate_every=6, **{**options, 'steps': 6})
+    bound, se = now.validation
+    whole = evaluate(now.model, digits.test.some(256).x, 8)
+    assert abs(whole.bpd.mean() - bound) < 5 * (se**2 + whole.noise_se**2)**0.5
+    columns = Run(tmp_path / 'a').metrics()
+    assert np.isnan(columns['validation']).tolist() == [False, True, False, True]
+
+@pytest.mark.parametrize('schedule', ['edm', 'adaptive', 'linear'])
+def test_the_quick_bound_uses_even_levels(schedule):
+    from mulan_vdm.oracles import GaussianOracle
+    from mulan_vdm.objective import x_prediction
+    from mulan_vdm.codec import bits_per_dim
+    torch.manual_seed(0)
+    oracle = GaussianOracle(torch.zeros(4).double(), torch.eye(4).double())
+    levels = make_schedule(schedule, -20., 20.)
+    model = Diffusion(oracle, levels, RealCodec(), (4,), prediction=x_prediction)
+    x = oracle.sample(2000)
+    bound, se = training._quick_bound(model.double(), x, None, 500)
+    truth = bits_per_dim(-oracle.log_prob(x), (4,)).mean()
+    assert se < 0.5 and abs(bound - truth) < 5 * se
+
+def test_the_learning_rate_falls():
+    "By half a cosine, almost to zero; constant by default; the same however often it is resumed."
+    rates = lambda **how: [now.lr for now in fit(points(), moons, **{**options, 'warmup': 2, **how})]
+    assert rates() == [5e-4] + [1e-3] * 5
+    fallen = rates(decay='cosine')
+    assert fallen[1:] == sorted(fallen[1:], reverse=True) and 0 < fallen[-1] < 1e-4
+    with pytest.raises(ValueError, match="unknown decay 'linear': choose one of constant, cosine"):
+        rates(decay='linear')
+
+def test_mirrored_images(tmp_path):
+    "Half of them; the run's data say so; a set of points has no left and right."
+    seen = []
+    class Sees(UNet):
+        def forward(self, z_t, *args, **kwargs):
+            seen.append(z_t.detach())
+            return super().forward(z_t, *args, **kwargs)
+    half = torch.zeros(64, 1, 8, 8, dtype=torch.uint8)
+    half[..., :4] = 16
+    data = digits._replace(train=Split(half, None))
+    model = Diffusion(Sees(1, 4, 1, fourier=(3.,)), Linear(-20., -19.), Codec(17), (1, 8, 8))
+    last(fit(model, data, flip=True, **{**options, 'batch_size': 64, 'steps': 8}))
+    left = torch.cat([z[..., :4].mean((1, 2, 3)) > 0 for z in seen]).float()
+    assert abs(left.mean() - 0.5) < 5 * 0.5 / 512**0.5 and (left == left.round()).all()
+    with pytest.raises(ValueError, match='flip=True'): next(fit(points(), moons, flip=True, **options))
+    last(fit(images(), digits, flip=True, out=tmp_path / 'a', **options))
+    assert Run(tmp_path / 'a').data().release == digits.release + ', training images mirrored at random'
+    last(fit(images(), digits, out=tmp_path / 'a', resume=True, **{**options, 'steps': 8}))
+    assert 'mirrored' in Run(tmp_path / 'a').data().release
+    last(fit(images(), digits, out=tmp_path / 'b', **options))
+    assert Run(tmp_path / 'b').data().release == digits.release
+
+def test_a_log_file_holds_no_bar(tmp_path):
+    "Standard error in a file: a line with the time it will take, a line per checkpoint, and nothing else."
+    flags = ['--steps', '60', '--save_every', '25', '--out', str(tmp_path / 'run')]
+    with open(tmp_path / 'log.txt', 'w') as file:
+        assert subprocess.run([sys.executable, '-c', code, *words, *flags], env=ENV, stderr=file,
+                              stdout=subprocess.DEVNULL).returncode == 0
+    lines = (tmp_path / 'log.txt').read_text().splitlines()
+    steps = [line.split(':')[0] for line in lines if line.startswith('step')]
+    assert steps == [f'step {n} of 60' for n in (25, 50, 60)]
+    assert sum('s a step on' in line for line in lines) == 1 and '%|' not in ''.join(lines)
+    assert all('bits/dim' in line for line in lines if line.startswith('step'))
+    env = {**ENV, 'TQDM_DISABLE': '1'}
+    flags = ['--steps', '30', '--out', str(tmp_path / 'b')]
+    command = [sys.executable, '-c', code, *words, *flags]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and 'step 30 of' not in done.stderr and '%|' not in done.stderr
+
+def test_a_terminal_has_a_bar(monkeypatch):
+    import io
+    class Terminal(io.StringIO):
+        def isatty(self): return True
+    def shown(**env):
+        for name, value in env.items(): monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, 'stderr', Terminal())
+        last(fit(points(), moons, **{**options, 'steps': 30, 'progress': True}))
+        return sys.stderr.getvalue()
+    said = shown()
+    assert 'training on' in said and 'bits/dim' in said and 's a step on' in said
+    assert shown(TQDM_DISABLE='1') == ''
+
+class Notes:
+    "What a tracker is told."
+    name = 'notes'
+    def __init__(self): self.told = []
+    def log(self, values, step=None, **_): self.told.append((step, values))
+    def finish(self): self.told.append('finished')
+
+def test_a_tracker_hears_what_is_logged(tmp_path, monkeypatch):
+    "Every line of the log, and the end, also of a run that is left; metrics.jsonl stays as it is."
+    notes, started = Notes(), []
+    def init(self, name, config=None, **_):
+        started.append(config)
+        self.trackers = [notes]
+    monkeypatch.setattr(Accelerator, 'init_trackers', init)
+    monkeypatch.setattr(training, '_check_tracker', lambda track: None)
+    last(fit(points(), moons, out=tmp_path / 'a', track='tensorboard', **options))
+    assert started[0]['lr'] == 1e-3 and None not in started[0].values()
+    *told, end = notes.told
+    assert end == 'finished' and [step for step, _ in told] == [1, 2, 3, 4, 5, 6]
+    assert [{k: v for k, v in values.items() if k != 'seconds'} for _, values in told] == log(tmp_path / 'a')
+    steps = fit(points(), moons, track='tensorboard', **options)
+    next(steps)
+    steps.close()
+    assert notes.told[-1] == 'finished'
+
+def test_a_tracker_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match="unknown track 'paper': choose one of tensorboard, wandb, trackio"):
+        next(fit(points(), moons, out=tmp_path / 'a', track='paper', **options))
+    assert not (tmp_path / 'a').exists()
+
+def test_tensorboard(tmp_path):
+    pytest.importorskip('tensorboard')
+    last(fit(points(), moons, out=tmp_path / 'a', track='tensorboard', **options))
+    assert list((tmp_path / 'a').rglob('events.out.tfevents.*'))
+    assert len(log(tmp_path / 'a')) == 6
+
+# ---- one wait a step, one graph
+
+class Waits(torch.utils._python_dispatch.TorchDispatchMode):
+    "Counts what reads a number off its device, or needs one to know a shape."
+    asking = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default,
+              torch.ops.aten.equal.default, torch.ops.aten.is_nonzero.default}
+
+    def __init__(self):
+        super().__init__()
+        self.n = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.n += op in self.asking
+        return op(*args, **(kwargs or {}))
+
+class Fetches(torch.overrides.TorchFunctionMode):
+    "Counts what copies a tensor to the host at once."
+    def __init__(self):
+        super().__init__()
+        self.n = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.n += getattr(function, '__name__', '') in ('tolist', 'numpy', 'cpu')
+        return function(*args, **(kwargs or {}))
+
+def small(name, **more):
+    "A preset's model, small."
+    preset = presets[name]
+    arguments = {**preset['model'], 'channels': 8, 'blocks': 1, 'event_shape': (1, 8, 8), 'vocab': 17, **more}
+    return build(dict(system=preset['system'], model=arguments))
+
+systems_small = [('vdm-digits', {}), ('vdm-digits', dict(schedule='adaptive')),
+                 ('mulan-digits', dict(encoder_channels=8, clock=True)),
+                 ('mulan-digits', dict(encoder_channels=8, latent='categorical')),
+                 ('mulan-digits', dict(encoder_channels=8, latent='gaussian')),
+                 ('vdmpp-digits', {}), ('repvdm-digits', dict(encoder_channels=8))]
+
+@pytest.mark.parametrize('name, more', systems_small)
+@pytest.mark.parametrize('how', [dict(), dict(accumulate=2), dict(flip=True, drop=0.5)])
+def test_a_step_waits_once(name, more, how):
+    "Loss, terms, norm, and whether to end or to save, are fetched together; nothing else is asked for."
+    steps = fit(small(name, **more), digits, **{**options, **how})
+    next(steps)
+    with Waits() as waits, Fetches() as fetches: next(steps)
+    assert (waits.n, fetches.n) == (0, 1)
+
+def test_a_learned_end_is_asked_for():
+    "What the counter is able to see."
+    steps = fit(small('vdm-digits', learn_ends=True), digits, **options)
+    next(steps)
+    with Waits() as waits, Fetches() as fetches: next(steps)
+    assert (waits.n, fetches.n) == (1, 1)
+
+@pytest.mark.parametrize('name, more', [systems_small[i] for i in (0, 2, 5, 6)])
+def test_the_objective_is_one_graph(name, more):
+    "Nothing breaks it (`fullgraph` raises where something does); value and gradient are those of eager."
+    model = small(name, **more).train()
+    x, y = digits.train.x[:8], digits.train.y[:8] if name.startswith('vdmpp') else None
+    noise = torch.get_rng_state()
+    def loss(x): return model(x, y=y, rows=Rows(), check=False).loss.mean()
+    def found(function):
+        torch.set_rng_state(noise)
+        model.zero_grad()
+        value = function(x)
+        value.backward()
+        return value.detach(), {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    expected = found(loss)
+    model.load_state_dict(state)
+    torch._dynamo.reset()
+    value, gradient = found(torch.compile(loss, fullgraph=True, backend='eager'))
+    torch.testing.assert_close(value, expected[0])
+    torch.testing.assert_close(gradient, expected[1], rtol=1e-4, atol=1e-4)
+
+@pytest.mark.parametrize('name', list(schedules))
+@pytest.mark.parametrize('learned', [False, True])
+def test_a_fixed_start_is_where_it_starts(name, learned):
+    "What the decoder is told instead of asking is gamma(0), also after the schedule has learned."
+    if learned and not schedules[name].learns_ends: return
+    torch.manual_seed(0)
+    schedule = make_schedule(name, -8., 4., learned, event_shape=(1, 2, 2))
+    for p in schedule.parameters(): torch.nn.init.normal_(p, std=0.3)
+    for _ in range(3): schedule.observe(torch.empty(50, 1, 1, 1).uniform_(-8, 4), torch.rand(50, 1, 1, 1))
+    start = schedule.fixed_start()
+    found = schedule(torch.zeros(1, 1, 1, 1))
+    assert (start is None) == learned
+    if start is not None: torch.testing.assert_close(found, torch.full_like(found, start), rtol=0, atol=1e-3)
