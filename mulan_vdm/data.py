@@ -123,11 +123,11 @@ def _digest(*sides: Split, vocab: int | None) -> str: # 12 hexadecimal digits
     digest = hashlib.blake2b(repr(vocab).encode(), digest_size=6)
     for x, y in sides:
         digest.update(repr((tuple(x.shape), y is None)).encode())
-        if y is not None: digest.update(y.numpy().tobytes())
+        if y is not None: digest.update(y.numpy(force=True).tobytes())
         most = max(1, 2**28 // max(1, math.prod(x.shape[1:])))
         chosen = x if len(x) <= most else x[torch.linspace(0, len(x) - 1, most).long()]
         kind = torch.float64 if vocab is None else torch.int64 if vocab > 256 else torch.uint8
-        for part in _pieces(chosen): digest.update(part.to(kind).contiguous().numpy().data)
+        for part in _pieces(chosen): digest.update(part.cpu().to(kind).contiguous().numpy().data)
     return digest.hexdigest()
 
 # %% ../nbs/12_data.ipynb #8e3c191f
@@ -252,7 +252,7 @@ def _roots(path: str | Path | None = None) -> list[Path]:
     "The folders that are searched: `path` alone, else the environment's, Debian's, and the cache."
     if path is not None: return [Path(path).expanduser()]
     named = os.environ.get('MULAN_VDM_DATA')
-    roots = [Path(named).expanduser()] if named else []
+    roots = [Path(os.path.expanduser(named))] if named else []
     roots.append(Path('/usr/share/datasets'))
     with suppress(FileNotFoundError): roots.append(_cache())
     return roots
@@ -402,9 +402,9 @@ def _cifar10(place: Path, size: int | None, bits: int | None):
         x = torch.from_numpy(images.data).permute(0, 3, 1, 2).contiguous()
         return Split(shrink(x, size, bits), torch.tensor(images.targets))
     try:
-        for file, _ in CIFAR10.train_list + CIFAR10.test_list: _check_plain(place/file)
-        if any((place/f).stat().st_size > _cifar10_most for f, _ in CIFAR10.train_list):
-            raise RuntimeError('too long')
+        for name in [CIFAR10.meta['filename'], *dict(CIFAR10.train_list + CIFAR10.test_list)]:
+            _check_plain(place/name)
+            if (place/name).stat().st_size > _cifar10_most: raise ValueError(f'{name} is too long')
         return 'CIFAR-10 python version (Krizhevsky 2009)', side(True), side(False)
     except (OSError, RuntimeError, ValueError) as e:
         raise ValueError(f'cifar10: a file in {place} is missing or differs from its md5 sum '
@@ -448,7 +448,10 @@ def _made_once(folder: Path, # made if it is not there
                chunks: Iterator[Tensor] # asked only if the file is not there
               ) -> Tensor: # uint8, mapped
     "Pixels in a file called `stem` and a check sum of `of`; files of other sums are removed."
-    folder.mkdir(parents=True, exist_ok=True)
+    try: folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OSError(f"pixels cannot be kept in '{folder}' ({e.strerror}): make it a folder that "
+                      'can be written, or choose a smaller size') from None
     made = folder/f'{stem}-{hashlib.sha256(repr(of).encode()).hexdigest()[:12]}.npy'
     if _is_whole(made, shape): return _map_npy(made)
     free = shutil.disk_usage(folder).free
@@ -874,7 +877,7 @@ def _images_release(kind: str, place: Path, size: int | tuple[int, int] | None, 
     "Where the images come from and what was done to them."
     split = 'own split' if own else 'a tenth by name hash for test'
     grey = ', grey' if x.shape[1] == 1 else ''
-    return f"{kind} '{place.resolve().name}', {split}{grey}{_resized(size)}"
+    return f'{kind} {place.resolve().name!r}, {split}{grey}{_resized(size)}'
 
 def _resized(size: int | tuple[int, int] | None) -> str:
     "What was done to the pixels, as a release says it."
@@ -1001,7 +1004,7 @@ def _arrays(place: Path, size: int | tuple[int, int] | None, bits: int | None,
         return Split(x, None if labels is None else _array_labels(labels, readers[labels]))
     parts = _by_row(read('')) if '' in sides else map(read, ('train', 'test'))
     split = 'a tenth by hash of the row for test' if '' in sides else 'own split'
-    return f"arrays '{place.resolve().name}', {split}{_resized(size)}", *parts
+    return f'arrays {place.resolve().name!r}, {split}{_resized(size)}', *parts
 
 # %% ../nbs/12_data.ipynb #01bd7ebe
 def _by_row(whole: Split) -> tuple[Split, Split]: # train, test
@@ -1151,6 +1154,8 @@ def _checked(name: str, bits: int | None, size: object, path: str | Path | None,
                          'leave bits out or choose fashion_mnist')
     if bits is not None: _whole('bits', bits, 1, 8)
     if 'vocab' in options: _whole('vocab', options['vocab'], 2)
+    if options.get('grey') not in (None, True, False):
+        raise ValueError(f"grey={options['grey']!r}: choose True or False, or leave it out")
     for option, value in options.items():
         if option not in source.options:
             raise ValueError(f'{option}={value!r}: {name} has no choice there; leave it out')
@@ -1175,7 +1180,9 @@ def load(name: str,               # 'digits', 'fashion_mnist', ...: an entry of 
     if place is None: raise _not_found(name, source, path)
     if size == source.side: size = None
     if bits == 8: bits = None
-    release, train, test = source.read(place, size, bits, **options)
+    try: release, train, test = source.read(place, size, bits, **options)
+    except ValueError as e: # a name may hold line breaks
+        raise ValueError(''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(e))) from e
     if size and source.side: release += f', resized {source.side}->{size} by area'
     if bits: release += f', {bits} bits'
     levels = None if train.x.is_floating_point() else vocab or source.levels

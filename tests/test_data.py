@@ -45,6 +45,7 @@ def message(error, call, *args, **kwargs):
     (dict(name='folder', path='~nobody-of-this-name/x'), 'path', "'~nobody-of-this-name/x'", 'home folder'),
     (dict(name='digits', grey=True), 'grey', 'True', 'leave it out'),
     (dict(name='folder', path='.', vocab=9), 'vocab', '9', 'leave it out'),
+    (dict(name='folder', path='.', grey='no'), 'grey', "'no'", 'True or False'),
     (dict(name='arrays', path='.', vocab=1), 'vocab', '1', 'at least 2'),
     (dict(name='arrays'), 'path', 'None', 'pass path=..., a .npy or .npz file'),
     (dict(name='imagenet32', path='.', download=True), 'download', 'True', 'Get Imagenet32_train_npz.zip'),
@@ -332,6 +333,9 @@ def test_cifar10_never_waits_and_never_grows(cifar):
         bad.unlink(); change()
         m = message(ValueError, load, 'cifar10', path=folder)
         assert word in m and 'again' in m and '\n' not in m
+    bad.unlink(); bad.symlink_to('data_batch_1')
+    (folder/'batches.meta').unlink(); os.mkfifo(folder/'batches.meta')
+    assert 'pipe' in message(ValueError, load, 'cifar10', path=folder)
 
 # ImageNet
 
@@ -795,8 +799,11 @@ def test_folder_beyond_the_memory(tmp_path, home, monkeypatch):
     load('folder', path=tmp_path/'a', bits=3); load('folder', path=tmp_path/'a', bits=3, size=10)
     assert load('folder', path=tmp_path/'a', grey=True).event_shape == (1, 20, 20)
     monkeypatch.setattr(data.shutil, 'disk_usage', lambda p: type('', (), dict(free=10))())
-    m = message(OSError, load, 'folder', path=tmp_path/'a')
+    m = message(OSError, load, 'folder', path=tmp_path/'a', bits=1)
     assert 'do not fit' in m and 'make room' in m and '\n' not in m
+    data._cache().rename(tmp_path/'old'); data._cache().touch()   # no folder
+    m = message(OSError, load, 'folder', path=tmp_path/'a')
+    assert 'cannot be kept' in m and 'smaller size' in m and '\n' not in m
 
 def test_folder_leaves_out_run_folders(tmp_path):
     many(tmp_path, 30)
@@ -810,6 +817,22 @@ def test_folder_leaves_out_run_folders(tmp_path):
     assert d.fingerprint == before and len(words) == 1
     assert "run folders are left out: 'run', 'runs/deep'" in words[0]
     assert d.path == str(tmp_path) and load('folder', path=os.path.relpath(tmp_path)).path == str(tmp_path)
+
+def test_folder_with_names_that_no_line_can_hold(tmp_path):
+    "Line breaks, bytes that are no text: read, and said in one line that can be printed"
+    place = Path(os.fsdecode(os.fsencode(tmp_path) + b'/a\nb\xff'))
+    many(place, 30)
+    d = load('folder', path=place)
+    assert '\n' not in d.release and d.release.encode() and len(d.train.x) + len(d.test.x) == 30
+    for name in (b'c\nd.png', b'\xff\r.png'):
+        file = place/os.fsdecode(name)
+        file.write_bytes(b'words')
+        m = message(ValueError, load, 'folder', path=place)
+        assert m.isprintable() and m.encode() and '.png' in m
+        file.unlink()
+    (place/os.fsdecode(b'\xff\nnote')).write_text('words')
+    d, words = said(load, 'folder', path=place)
+    assert words[0].isprintable() and words[0].encode()
 
 def test_same_names_other_pictures(tmp_path):
     "Two folders of one name hold two data sets; a folder that is moved stays the same one"
