@@ -329,6 +329,8 @@ def _named_today(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {''.join((*parted[k][:2], _before.get(parted[k][2], parted[k][2]))): v
             for k, v in tensors.items()}
 
+_may_lack = 'optimizer.', 'scaler.' # a weight has no moments, a run no scale
+
 def _misfit(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> str | None:
     "The first tensor that is unknown, missing, or of another type or shape; None if all fit."
     stems = {k.rpartition('.')[0] for k in found}
@@ -336,7 +338,7 @@ def _misfit(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> str | None:
         if k not in wanted: return f'it has {k}, {_kind(v)}, which the model has not'
         if _kind(v) != _kind(wanted[k]): return f'{k} is {_kind(v)}, in the model {_kind(wanted[k])}'
     for k, v in wanted.items():
-        without = k.startswith('optimizer.') and k.rpartition('.')[0] not in stems
+        without = k.startswith(_may_lack) and k.rpartition('.')[0] not in stems
         if k not in found and not without: return f'it has no {k}, {_kind(v)}'
 
 def _nonsense(tensors: dict[str, Tensor]) -> str | None:
@@ -345,7 +347,8 @@ def _nonsense(tensors: dict[str, Tensor]) -> str | None:
         if not v.isfinite().all(): return f'{k} is not finite'
         if k.startswith(('model.', 'ema.')) and v.numel() and v.abs().max() > 1e19:
             return f'{k} is beyond 1e19, whose square no step can compute with,'
-        if k.endswith(('.step', '.exp_avg_sq', '.n_averaged')) and (v < 0).any():
+        counts = k.endswith(('.step', '.exp_avg_sq', '.n_averaged')) or k.startswith('scaler.')
+        if counts and (v < 0).any():
             return f'{k} is negative'
 
 # %% ../nbs/14_runs.ipynb #a526795d

@@ -323,8 +323,6 @@ def _adamw(model: Diffusion, **options) -> torch.optim.AdamW: # lr, betas, weigh
     return torch.optim.AdamW(groups, fused=True, **options)
 
 # %% ../nbs/15_training.ipynb #8b1bfafd
-_kept = 'model.', 'ema.', 'optimizer.' # of the names of what is like the model
-
 def _state_tensors(model: Diffusion, average: _Average, optimizer: torch.optim.Optimizer,
                    skips: _Skips = _Skips(None)) -> dict[str, Tensor]:
     "Everything that training continues from, on the CPU, whole, by prefixed name."
@@ -369,7 +367,8 @@ def _state_like(model: Diffusion, average: _Average) -> dict[str, Tensor]:
     for i, p in enumerate(p for group in _weights(model) for p in group):
         moments = dict(step=torch.tensor(0.), exp_avg=p, exp_avg_sq=p)
         named |= {f'optimizer.{i}.{k}': v for k, v in moments.items()}
-    return named
+    scale = *torch.amp.GradScaler('cpu').state_dict(), 'skipped', 'row'
+    return named | {f'scaler.{k}': torch.tensor(0., dtype=torch.float64) for k in scale}
 
 # %% ../nbs/15_training.ipynb #378c75bb
 def _laid_out_like(v: Tensor, p: Tensor) -> Tensor: # a whole tensor; its parameter
@@ -635,8 +634,8 @@ def continued(self: _Session,
     "Tensors, steps done and seconds trained of a run that is resumed; its log ends there."
     if not (self.run and self.resume): return {}, 0, 0.
     if not self.run.begun: return {}, 0, self.run.trim_log(0) if self.main else 0.
-    tensors, done = self.run.load(_kept, like=like)
-    _restore_scale(self.run.load(('scaler.',))[0], self.skips)
+    tensors, done = self.run.load(like=like)
+    _restore_scale(tensors, self.skips)
     return tensors, done, self.run.trim_log(done) if self.main else 0.
 
 @patch
