@@ -29,7 +29,7 @@ from . import __version__
 from .schedules import choose
 from .diffusion import Diffusion
 from .data import Data, load as load_data
-from .systems import build, systems, translated
+from .systems import build, system_of, translated
 
 # %% ../nbs/14_runs.ipynb #ee1f11dc
 class Run:
@@ -655,7 +655,7 @@ def load_run(path: Path | str) -> tuple[Diffusion, dict, int]: # of a run folder
     if missing := {'system', 'model'} - config.keys():
         raise ValueError(f"{run.file('config')} has no {' and no '.join(sorted(missing))}: train a "
                          "model of a system, such as vdm, or pass fit a config= that names them")
-    run.arguments('model', choose('system', config['system'], systems))
+    run.arguments('model', system_of(config))
     try: model = build(config)
     except Exception as e: # whatever a system says to settings that nobody has tried
         raise ValueError(f"{run.file('config')}: no model can be built ({_brief(e)}): correct it, "
