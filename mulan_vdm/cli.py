@@ -10,7 +10,8 @@ import contextlib
 import inspect
 import os
 import sys
-from typing import Any, Callable
+import warnings
+from typing import Any, Callable, Iterator
 from . import __version__
 from .words import (add_flags, as_program, emit, end_bars, Parser, reading, spoken, suggestion,
                              told, Usage, watched)
@@ -177,13 +178,14 @@ commands = dict(
     train='train a model', evaluate='likelihood of the test images', sample='draw samples',
     compare='runs side by side', encode='latents of all images',
     probe='what labels can be read from a latent', explore='pictures of a latent',
-    info='what a run is, or what this installation knows')
+    info='what a run is, or what this installation knows',
+    convert='a checkpoint of the released code into a run folder')
 
 # %% ../nbs/25_cli.ipynb #d40a8f59
 def _function(command: str) -> Callable: # its arguments are the flags
     "The function that does what a command says."
-    from mulan_vdm import reports
-    own = dict(train=train, compare=reports.compare_runs, info=_info)
+    from mulan_vdm import foreign, reports
+    own = dict(train=train, compare=reports.compare_runs, info=_info, convert=foreign.convert)
     return own.get(command) or getattr(reports, f'{command}_run')
 
 def _flag_names(command: str) -> set[str]:
@@ -195,7 +197,7 @@ def _flag_names(command: str) -> set[str]:
         from mulan_vdm.training import fit
         functions += [fit, *systems.values()]
     names = {name for f in functions for name in inspect.signature(f).parameters}
-    return names - {'run', 'runs', 'name', 'argv'} | {'data', 'out', 'preset'}
+    return names - {'run', 'runs', 'name', 'argv', 'file'} | {'data', 'out', 'preset'}
 
 # %% ../nbs/25_cli.ipynb #b32d3128
 def _answer(command: str, argv: list[str]) -> str: # words after the command; what to print
@@ -206,8 +208,11 @@ def _answer(command: str, argv: list[str]) -> str: # words after the command; wh
     p = Parser(f'mulan-vdm {command}', description=about)
     text = reading('run', str)
     if command == 'compare': p.add_argument('runs', nargs='+', help='run folders', **text)
+    elif command == 'convert':
+        p.add_argument('file', help='checkpoint, such as ckpt-223.flax', **text)
+        p.add_argument('--out', required=True, help='run folder', **text)
     else: p.add_argument('run', nargs='?' if command == 'info' else None, help='run folder', **text)
-    add_flags(p, function, ('run', 'runs', 'progress'))
+    add_flags(p, function, ('run', 'runs', 'progress', 'file', 'out'))
     given = vars(p.parse_args(argv))
     if 'progress' in inspect.signature(function).parameters: given['progress'] = watched()
     return str(function(**given))
@@ -226,6 +231,16 @@ def _command(argv: list[str]) -> str: # words of the command line
     if first.startswith('-'): p.parse_args([first])
     near = suggestion(first, commands) or f": choose one of {', '.join(commands)}"
     raise Usage(f'unknown command {first!r}{near}')
+
+# %% ../nbs/25_cli.ipynb #ed776163
+@contextlib.contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    "Meanwhile a warning is one line of standard error."
+    def tell(message: Warning, *_, **__) -> None:
+        emit(f"mulan-vdm: {' '.join(str(message).split())}", sys.stderr)
+    with warnings.catch_warnings():
+        warnings.showwarning = tell
+        yield
 
 # %% ../nbs/25_cli.ipynb #ce826106
 def _plugged(argv: list[str]) -> list[str]: # the other words
@@ -257,7 +272,7 @@ def main(argv: list[str] | None = None # words of the command line; sys.argv by 
     try:
         argv = _plugged(argv)
         command = _command(argv)
-        _say(_answer(command, argv[1:]))
+        with _warnings_in_one_line(): _say(_answer(command, argv[1:]))
         return 0
     except (Exception, KeyboardInterrupt) as error:
         if shown: raise

@@ -23,6 +23,7 @@ import zipfile
 from fastcore.basics import AttrDict
 from pathlib import Path
 from torch import Tensor
+from ._needs import extra
 from .schedules import choose
 from .processes import device, first_process, Rows, seeded
 from .latents import Gaussian
@@ -201,6 +202,7 @@ def evaluate_run(run: str | Path, # run folder
     """Likelihood of the test images in bits/dim, every image once, with standard errors; writes
     report.json and per_image.npz (vlb), or report_ode.json and per_image_ode.npz."""
     choose('method', method, dict(vlb=_bound, ode=_flow))
+    if method == 'ode': extra('torchode', 'flow')
     run, (model, _, steps) = Run(run), load_run(run)
     data, start = run.data(), time.time()
     report = dict(_about(run, data), split='test', method=method, seed=seed, steps=steps)
@@ -286,6 +288,8 @@ def sample_run(run: str | Path, # run folder
               ) -> Result: # x, y, and report with score
     """Draw samples with the averaged weights; writes samples.png and samples.npy, and with
     score report_samples.json."""
+    if score: extra('torchmetrics', 'scores')
+    if step == 'ode': extra('torchode', 'flow')
     run, (model, config, trained) = Run(run), load_run(run)
     w = None if latents is None else _read_latents(latents)[:n]
     n = n if w is None else len(w)

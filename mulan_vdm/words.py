@@ -267,7 +267,8 @@ def told(error: BaseException,
         said = str(error)
         status = 2
     elif isinstance(error, OSError): said = _outside(error)
-    elif isinstance(error, ImportError): said = f'{error}: install it'
+    elif isinstance(error, ImportError):
+        said = str(error) if 'pip install' in str(error) else f'{error}: install it'
     elif isinstance(error, (ValueError, FloatingPointError)) and not _foreign(error): said = str(error)
     else: return _report(error), status
     return spoken(' '.join(said.split()), flags), status
