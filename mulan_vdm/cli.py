@@ -185,7 +185,26 @@ commands = dict(
     train='train a model', evaluate='likelihood of the test images', sample='draw samples',
     compare='runs side by side', encode='latents of all images',
     probe='what labels can be read from a latent', explore='pictures of a latent',
+    compress='images as one file, by the bound of a model',
+    decompress='the images of such a file',
     info='what a run is, or what this installation knows')
+
+# %% ../nbs/24_cli.ipynb #94cbd9c4
+def _files_parser(command: str # compress or decompress
+                 ) -> argparse.ArgumentParser:
+    "The parser of the commands that write and read compressed files."
+    from mulan_vdm import reports
+    function = getattr(reports, f'{command}_run')
+    p = argparse.ArgumentParser(f'mulan-vdm {command}', description=function.__doc__,
+                                argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    if command == 'compress':
+        p.add_argument('run', help='run folder')
+        p.add_argument('images', nargs='?', help='folder of pictures; the images of the run by default')
+    else:
+        p.add_argument('file', help='what compress wrote')
+        p.add_argument('--run', required=True, help='the run that wrote it, or a copy')
+    _add_flags(p, function, but=('run', 'images', 'file', 'progress'))
+    return p
 
 # %% ../nbs/24_cli.ipynb #d40a8f59
 def _answer(command: str, argv: list[str]) -> str: # words after the command; what to print
@@ -193,6 +212,9 @@ def _answer(command: str, argv: list[str]) -> str: # words after the command; wh
     if command == 'train': return train(argv)
     import inspect
     from mulan_vdm import reports
+    if command in ('compress', 'decompress'):
+        words = vars(_files_parser(command).parse_args(argv))
+        return str(getattr(reports, f'{command}_run')(**words, progress=True))
     function = dict(compare=_compare, info=_info).get(command) or getattr(reports, f'{command}_run')
     p = argparse.ArgumentParser(f'mulan-vdm {command}', description=function.__doc__,
                                 argument_default=argparse.SUPPRESS, allow_abbrev=False)
@@ -215,7 +237,7 @@ def main(argv: list[str] | None = None # words of the command line; sys.argv by 
     for name, says in commands.items(): known.add_parser(name, help=says, add_help=False)
     command = p.parse_args(argv[:1] or ['--help']).command
     try: _say(_answer(command, argv[1:]))
-    except (ValueError, TypeError, FloatingPointError, OSError) as e:
+    except (ValueError, TypeError, FloatingPointError, OSError, ImportError) as e:
         if os.environ.get('MULAN_VDM_TRACEBACK'): raise
         print(f"mulan-vdm: {' '.join(str(e).split())}", file=sys.stderr)
         return 1
