@@ -190,6 +190,9 @@ def markdown(text, book, home, here=None, seen=None):
     if home == 'references':
         anchors = {paper.label: paper.anchor for paper in references}
         return paragraph.sub(lambda m: f"({anchors[m['label']]})=\n{m[0]}", text)
+    # a badge is a picture from another host: its words stay
+    text = re.sub(r'\[!\[([^\]]*)\]\(https?:[^)]*\)\](\([^)]*\))( (?=\[!))?',
+                  lambda m: f"[{m[1]}]{m[2]}{' · ' * bool(m[3])}", text)
     def token(m):
         if m['equation']:
             return '\n'.join(['```{math}', *([f":label: {key(home, m['label'])}"] if m['label'] else []), '',

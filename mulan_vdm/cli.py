@@ -144,7 +144,7 @@ def train(argv: list[str] # words after `mulan-vdm train`
     from mulan_vdm.processes import first_process, launched
     from mulan_vdm.runs import Run
     from mulan_vdm.systems import build
-    from mulan_vdm.training import fit, sigterm
+    from mulan_vdm.training import fit, interruptible
     run = Run(out)
     if first_process(): run.check(how['resume'])
     data = load(**config['data'])
@@ -156,7 +156,7 @@ def train(argv: list[str] # words after `mulan-vdm train`
     size = sum(p.numel() for p in model.parameters())
     _say(f"{config['system']} on {data}\n{size:,} parameters, {many}run folder {run}")
     now = None
-    with sigterm() as stop:
+    with interruptible() as stop:
         for now in fit(model, data, out=out, config=config, stop=stop, **how, **config['fit']): pass
     return _ending(run, data, now, config['fit'].get('steps'))
 

@@ -9,6 +9,7 @@ __all__ = ['sources', 'Split', 'Data', 'Source', 'area_resize', 'keep_bits', 'sh
 # %% ../nbs/12_data.ipynb #0b023007
 import gzip
 import hashlib
+import io
 import math
 import numpy as np
 import os
@@ -186,6 +187,7 @@ class Source(NamedTuple):
     find: tuple[tuple[str, ...], tuple[str, ...]] | str | None = 'computed'
     fetch: str = 'Get its files' # from where: a sentence without full stop
     options: tuple[str, ...] = () # further arguments of `load` that the reader takes
+    download: Callable[[Path], object] | None = None # gets the files into a folder, if it can
 
 sources: dict[str, Source] = {} # by the name given to `load`
 
@@ -263,21 +265,37 @@ def _find(find: tuple | str | None, path: str | Path | None = None) -> Path | st
         subs, marks = find
         places = [root/sub for root in _roots(path) for sub in subs]
         return next((p for p in places for mark in marks if any(p.glob(mark))), None)
-    if path is None: return 'any folder of images, by path=...'
-    return place if (place := Path(path).expanduser()).is_dir() else None
+    if path is None: return 'what you have, by path=...'
+    return place if (place := Path(path).expanduser()).exists() else None
 
 # %% ../nbs/12_data.ipynb #c9328e9e
 def _not_found(name: str, source: Source, path: str | Path | None = None) -> FileNotFoundError:
     "The error that says where `name` was searched, where to get it and where to put it."
     if source.find is None:
-        return FileNotFoundError(f'path={str(path)!r} is not a folder; '
-                                 'pass the folder that holds your images')
+        return FileNotFoundError(f'path={str(path)!r} is not a folder or file; '
+                                 f'pass {source.fetch}')
     searched = ', '.join(map(str, _roots(path)))
     subs = ' or '.join(filter(None, source.find[0]))
     if subs: searched += f', nor in a sub-folder {subs}'
-    put = f'put it in {_cache()}, or name its folder by path=... or MULAN_VDM_DATA'
+    put = f'put it in {_roots()[-1]}, or name its folder by path=... or MULAN_VDM_DATA'
     if path is not None: put = 'pass the right path'
+    if source.download: put += '. Or pass download=True'
     return FileNotFoundError(f'{name} is not in {searched}.\n{source.fetch}; then {put}.')
+
+# %% ../nbs/12_data.ipynb #a9730037
+def _fetched(name: str, source: Source, path: str | Path | None) -> Path:
+    "Gets the files of a data set and says where they are; raises what says how else to get them."
+    if source.download is None:
+        raise ValueError(f'download=True: {name} is not fetched from here. {source.fetch}')
+    root = _cache() if path is None else Path(path).expanduser()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        source.download(root)
+    except (OSError, RuntimeError) as e:
+        said = ' '.join(str(e).split())
+        raise OSError(f'download=True: {name} could not be fetched ({said}); try again. '
+                      f'{source.fetch}') from None
+    return _find(source.find, root)
 
 # %% ../nbs/12_data.ipynb #24a35c3d
 def _check_plain(file: Path) -> None:
@@ -303,7 +321,8 @@ def _unpacked(file: Path, name: str) -> bytes:
                                 f"{sources[name].fetch}.")
     try:
         _check_plain(place)
-        with (gzip.open if place == packed else open)(place, 'rb') as f: raw = f.read(_idx_most + 1)
+        opened = gzip.open if place.suffix == '.gz' else open
+        with opened(place, 'rb') as f: raw = f.read(_idx_most + 1)
     except (OSError, EOFError, ValueError, zlib.error) as e:
         raise ValueError(f"{name}: '{place}' is damaged ({e}); fetch it again") from None
     if len(raw) > _idx_most:
@@ -317,6 +336,19 @@ def _read_idx(raw: bytes) -> Tensor:
     return torch.tensor(np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(shape))
 
 # %% ../nbs/12_data.ipynb #07a75903
+def _idx_sides(raw: list[bytes], size: int | None, bits: int | None) -> tuple[Split, Split]:
+    "Train and test of four unpacked files."
+    x, y, x_test, y_test = map(_read_idx, raw)
+    side = lambda x, y: Split(shrink(x[:, None], size, bits), y.long())
+    return side(x, y), side(x_test, y_test)
+
+def _by_torchvision(kind: str) -> Callable[[Path], object]: # fetches into a folder
+    "How torchvision fetches the files of a data set and checks their sums."
+    def fetch(root):
+        import torchvision
+        return getattr(torchvision.datasets, kind)(root, download=True)
+    return fetch
+
 def _fashion_mnist(place: Path, size: int | None, bits: int | None):
     "Release, train and test of Fashion-MNIST's idx files in `place`."
     raw = [_unpacked(place/f, 'fashion_mnist') for f in _idx_files]
@@ -325,15 +357,32 @@ def _fashion_mnist(place: Path, size: int | None, bits: int | None):
         raise ValueError(f"fashion_mnist: the files in {place} have CRC-32 {crc:#x}, "
                          f"not Fashion-MNIST's {_fashion_crc:#x} (MNIST has the same file names); "
                          "fetch them again")
-    x, y, x_test, y_test = map(_read_idx, raw)
-    side = lambda x, y: Split(shrink(x[:, None], size, bits), y.long())
-    return 'Fashion-MNIST idx files (Xiao et al. 2017)', side(x, y), side(x_test, y_test)
+    return 'Fashion-MNIST idx files (Xiao et al. 2017)', *_idx_sides(raw, size, bits)
 
 sources['fashion_mnist'] = Source(
     _fashion_mnist, side=28,
     find=(('', 'fashion-mnist', 'FashionMNIST/raw'), ('train-images-idx3-ubyte*',)),
     fetch='Get the four idx .gz files by "apt install dataset-fashion-mnist" '
-          'or from github.com/zalandoresearch/fashion-mnist')
+          'or from github.com/zalandoresearch/fashion-mnist',
+    download=_by_torchvision('FashionMNIST'))
+
+# %% ../nbs/12_data.ipynb #4a3b78d9
+def _mnist(place: Path, size: int | None, bits: int | None):
+    "Release, train and test of MNIST's packed idx files in `place`."
+    from torchvision.datasets import MNIST
+    packed = [place/f'{name}.gz' for name in _idx_files]
+    raw = [_unpacked(file, 'mnist') for file in packed]
+    known = dict(MNIST.resources)
+    for file in packed:
+        if hashlib.md5(file.read_bytes()).hexdigest() != known[file.name]:
+            raise ValueError(f"mnist: '{file}' has not the md5 sum of MNIST's (Fashion-MNIST has "
+                             'the same file names); fetch it again')
+    return 'MNIST idx files (LeCun et al. 1998)', *_idx_sides(raw, size, bits)
+
+sources['mnist'] = Source(
+    _mnist, side=28, find=(('mnist', 'MNIST/raw', ''), ('train-images-idx3-ubyte.gz',)),
+    fetch='Get the four idx .gz files from a mirror of yann.lecun.com/exdb/mnist',
+    download=_by_torchvision('MNIST'))
 
 # %% ../nbs/12_data.ipynb #b9416125
 _cifar10_most = 2**25 # bytes: each of its files holds less
@@ -357,7 +406,8 @@ def _cifar10(place: Path, size: int | None, bits: int | None):
 
 sources['cifar10'] = Source(
     _cifar10, side=32, find=(('', 'cifar-10-batches-py'), ('data_batch_1',)),
-    fetch='Get cifar-10-python.tar.gz from www.cs.toronto.edu/~kriz/cifar.html and unpack it')
+    fetch='Get cifar-10-python.tar.gz from www.cs.toronto.edu/~kriz/cifar.html and unpack it',
+    download=_by_torchvision('CIFAR10'))
 
 # %% ../nbs/12_data.ipynb #043e5da3
 def _save_npy(file: Path, shape: tuple[int, ...], chunks: Iterator[Tensor]) -> None:
@@ -562,16 +612,16 @@ def _file_names(place: Path) -> list[str]: # relative to place, with forward sla
         else:
             for e in sorted(entries, key=lambda e: e.name):
                 (ahead if _kind(e) == 'folder' else names).append(f'{inside}/{e.name}'.lstrip('/'))
-    _say_left_out('run folders', sorted(runs))
+    _say_left_out('folder: run folders', sorted(runs))
     return sorted(names)
 
 # %% ../nbs/12_data.ipynb #12c7e331
 def _say_left_out(what: str, names: list[str]) -> None:
-    "A warning of one line that names what a folder holds and is not read, if there is any."
+    "A warning of one line that names what is there and is not read, if there is any."
     if not names: return
     more = f' and {len(names) - 3:,} more' if len(names) > 3 else ''
     named = ', '.join(map(repr, names[:3])) + more
-    warnings.warn(f'folder: {what} are left out: {named}', stacklevel=2)
+    warnings.warn(f'{what} are left out: {named}', stacklevel=2)
 
 # %% ../nbs/12_data.ipynb #03b5caeb
 _formats = 'BMP', 'GIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP' # the only ones that are opened
@@ -596,7 +646,7 @@ def _image_names(place: Path) -> list[str]: # relative to place, with forward sl
     "The images below a folder, in order; a warning names the files that are none."
     names = _file_names(place)
     images = [name for name in names if _is_image(place/name)]
-    _say_left_out('files that are no images', sorted(set(names) - set(images)))
+    _say_left_out('folder: files that are no images', sorted(set(names) - set(images)))
     return images
 
 # %% ../nbs/12_data.ipynb #7015c848
@@ -610,10 +660,13 @@ def _role(folder: str) -> str | None: # of a folder's name: train, test or None
             if re.fullmatch(f'({word}){_tail}', folder, re.IGNORECASE)]
     return said[0] if said else None
 
-def _hints(folder: str) -> set[str]: # of train, test
-    "Sides of a split that a folder's name has among its words."
-    words = re.findall('[a-z]+', re.sub('(?<=[a-z])(?=[A-Z])', ' ', folder).lower())
-    return {_role(word) for word in words} - {None}
+def _words(name: str) -> set[str]:
+    "The words of a name, in small letters."
+    return set(re.findall('[a-z]+', re.sub('(?<=[a-z])(?=[A-Z])', ' ', name).lower()))
+
+def _hints(name: str) -> set[str]: # of train, test
+    "Sides of a split that a name has among its words."
+    return set(map(_role, _words(name))) - {None}
 
 # %% ../nbs/12_data.ipynb #ef6cb4f8
 def _sides(place: Path, names: list[str]) -> dict[str, str]: # top folder: train or test
@@ -684,17 +737,19 @@ def _check_image(im: 'Image' # opened, not decoded
     if im.format != 'MPO' and getattr(im, 'is_animated', False): # a camera's first is the picture
         raise ValueError('it holds several pictures')
 
-def _with_image(file: Path, use: Callable) -> object: # what `use` says of the image
+def _with_image(file: Path | io.BytesIO, use: Callable) -> object: # what `use` says of the image
     "Opens an image and looks at it; raises ValueError, which names the file."
     from PIL import Image
+    kind = 'folder' if isinstance(file, Path) else 'huggingface'
     try:
-        _check_plain(file)
+        if isinstance(file, Path): _check_plain(file)
         with Image.open(file, formats=_formats) as im:
             _check_image(im)
             with _large if math.prod(im.size) > _most_pixels / 10 else nullcontext(): return use(im)
     except Exception as e:
-        said = str(e).replace(f"'{file}'", 'it')
-        raise ValueError(f"folder: '{file}' is not a readable 8-bit image ({said}); "
+        place = str(file) if isinstance(file, Path) else file.name
+        said = str(e).replace(f"'{place}'", 'it').replace(repr(file), 'it')
+        raise ValueError(f"{kind}: '{place}' is not a readable 8-bit image ({said}); "
                          "repair it or move it away") from None
 
 # %% ../nbs/12_data.ipynb #d250e1c8
@@ -719,7 +774,8 @@ def _cropped(x: Tensor, # (..., H, W)
     top, left = (height - a) // 2, (width - b) // 2
     return x[..., top:top + a, left:left + b]
 
-def _read_image(file: Path, size: int | tuple[int, int] | None, grey: bool = False) -> Tensor:
+def _read_image(file: Path | io.BytesIO, size: int | tuple[int, int] | None,
+                grey: bool = False) -> Tensor:
     "The image, uint8 (1 or 3, H, W); cropped and averaged to `size` if given."
     x = _with_image(file, partial(_upright, grey=grey))
     if size is None: return x.expand(1 if grey else 3, -1, -1)
@@ -727,7 +783,8 @@ def _read_image(file: Path, size: int | tuple[int, int] | None, grey: bool = Fal
     h, w = size if isinstance(size, tuple) else (size, size)
     if height < h or width < w:
         remedy = f'size={min(height, width)}' if h == w else 'a smaller size'
-        raise ValueError(f"folder: '{file}' is {width}x{height}, smaller than size={size}; "
+        place = file if isinstance(file, Path) else file.name
+        raise ValueError(f"folder: '{place}' is {width}x{height}, smaller than size={size}; "
                          f"choose {remedy} or move it away")
     return area_resize(_cropped(x, (h, w)), (h, w)).expand(1 if grey else 3, -1, -1)
 
@@ -757,59 +814,273 @@ def _same_shape(images: Iterator[Tensor], names: list[str]) -> Iterator[Tensor]:
                              "pass size=... to crop and resize")
         yield image
 
-def _read_images(place: Path, names: list[str], size: int | tuple[int, int] | None,
-                 bits: int | None, grey: bool) -> Tensor: # uint8 (N, C, H, W), in memory or mapped
+def _decoded(names: list[str],
+             at: Callable[[str], Path | io.BytesIO], # file of a name
+             of: object, # what tells these images from others of the same names
+             size: int | tuple[int, int] | None, bits: int | None,
+             grey: bool | None # one channel? None to see how the files are stored
+            ) -> Tensor: # uint8 (N, C, H, W), in memory or mapped
     "All images of these names, in this order."
-    read = lambda name: shrink(_read_image(place/name, size, grey), None, bits)
-    images = _same_shape(_in_threads(read, names, 'reading images'), names)
-    shape = len(names), *read(names[0]).shape
+    mode = lambda name: _with_image(at(name), lambda im: im.mode)
+    read = lambda name: shrink(_read_image(at(name), size, grey), None, bits)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='Image size .* exceeds limit') # ours is another
+        modes = set(_in_threads(mode, names, 'opening images'))
+        if grey is None: grey = modes <= {'1', 'L', 'LA'}
+        return _kept(_same_shape(_in_threads(read, names, 'reading images'), names),
+                     (len(names), *read(names[0]).shape), (of, names, size, bits, grey))
+
+def _kept(images: Iterator[Tensor], shape: tuple[int, ...], of: object) -> Tensor:
+    "Images of this shape in memory or, when there are too many, in a file of the cache."
     if math.prod(shape) <= _in_memory:
         x = torch.empty(shape, dtype=torch.uint8)
         for k, image in enumerate(images): x[k] = image
         return x
-    stats = [os.stat(place/name) for name in names]
-    seen = [(name, s.st_size, s.st_mtime_ns) for name, s in zip(names, stats)]
-    of = str(place.resolve()), size, bits, grey
-    stem = f'folder-{hashlib.sha256(repr(of).encode()).hexdigest()[:12]}'
-    return _made_once(_cache(), stem, seen, shape, images)
+    (place, *_), _, *changes = of
+    stem = f'images-{hashlib.sha256(repr((place, changes)).encode()).hexdigest()[:12]}'
+    return _made_once(_cache(), stem, of, shape, images)
 
 # %% ../nbs/12_data.ipynb #82ef7b73
+_array_hint = "load('arrays') reads .npy and .npz, load('huggingface') what datasets saved"
+
 def _folder(place: Path, size: int | tuple[int, int] | None, bits: int | None,
             grey: bool | None = None):
     "Release, train and test of all images below the folder `place`."
+    if not place.is_dir():
+        raise ValueError(f'folder: {place} is a file, not a folder; {_array_hint}')
     names = _image_names(place)
     sides = _sides(place, names)
     names.sort(key=partial(_is_test, sides=sides)) # first to train, then to test
     n = len(names) - sum(_is_test(name, sides) for name in names)
     if not 0 < n < len(names):
+        remedy = 'add images, or split them into sub-folders train and test'
         raise ValueError(f"folder: {len(names)} images in {place} give {len(names) - n} test "
-                         "images; add images, or split them into sub-folders train and test")
+                         f"images; {remedy if names else _array_hint}")
     y = _labels(place, names, sides)
     if n == len(names) - 1:
         warnings.warn(f'folder: {place} has one test image, of which no standard error can be '
                       'made; add images', stacklevel=2)
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', message='Image size .* exceeds limit') # ours is another
-        mode = partial(_with_image, use=lambda im: im.mode)
-        modes = set(_in_threads(mode, [place/name for name in names], 'opening images'))
-        if grey is None: grey = modes <= {'1', 'L', 'LA'}
-        x = _read_images(place, names, size, bits, grey)
-    return _folder_release(place, size, sides, grey), *_parted(x, y, n)
+    dates = [(s.st_size, s.st_mtime_ns) for s in map(os.stat, map(place.joinpath, names))]
+    x = _decoded(names, place.joinpath, (str(place.resolve()), dates), size, bits, grey)
+    return _images_release('folder', place, size, bool(sides), x), *_parted(x, y, n)
 
 def _parted(x: Tensor, y: Tensor | None, n: int) -> tuple[Split, Split]:
     "The first n examples, and the others."
     return Split(x[:n], None if y is None else y[:n]), Split(x[n:], None if y is None else y[n:])
 
-def _folder_release(place: Path, size: int | tuple[int, int] | None, sides: dict,
-                    grey: bool) -> str:
+def _images_release(kind: str, place: Path, size: int | tuple[int, int] | None, own: bool,
+                    x: Tensor) -> str:
     "Where the images come from and what was done to them."
-    split = 'own split' if sides else 'a tenth by name hash for test'
-    release = f"folder '{place.resolve().name}', {split}" + ', grey' * grey
-    if size is None: return release
-    shape = f'{size[0]}x{size[1]}' if isinstance(size, tuple) else size
-    return f'{release}, centre-cropped and resized to {shape} by area'
+    split = 'own split' if own else 'a tenth by name hash for test'
+    grey = ', grey' if x.shape[1] == 1 else ''
+    return f"{kind} '{place.resolve().name}', {split}{grey}{_resized(size)}"
 
-sources['folder'] = Source(_folder, find=None, options=('grey',))
+def _resized(size: int | tuple[int, int] | None) -> str:
+    "What was done to the pixels, as a release says it."
+    if size is None: return ''
+    shape = f'{size[0]}x{size[1]}' if isinstance(size, tuple) else size
+    return f', centre-cropped and resized to {shape} by area'
+
+sources['folder'] = Source(_folder, find=None, fetch='the folder that holds your images',
+                           options=('grey',))
+
+# %% ../nbs/12_data.ipynb #99ddf9a4
+_label_words = {'y', 'label', 'labels', 'target', 'targets', 'class', 'classes'}
+_image_words = {'x', 'image', 'images', 'img', 'imgs', 'data', 'arr', 'samples', 'pixels'}
+
+def _meaning(name: str) -> tuple[str, bool] | None: # train, test or ''; are they labels?
+    "What an array is, by its name; None for other names."
+    words = _words(name)
+    roles = _hints(name)
+    others = {word for word in words if not _role(word)} - _image_words - _label_words
+    if others or len(roles) > 1: return None
+    return ''.join(roles), bool(words & _label_words)
+
+# %% ../nbs/12_data.ipynb #400fde0f
+_unpacked_most = 2**32 # bytes of an array that is not mapped
+
+def _from_npz(file: Path, key: str) -> np.ndarray:
+    "One array of an archive; raises ValueError for objects and for what unpacks to too much."
+    with zipfile.ZipFile(file) as z, z.open(f'{key}.npy') as f: shape, kind = _array_header(f)
+    if math.prod(shape) * kind.itemsize > _unpacked_most:
+        raise ValueError(f'{key} unpacks to more than {_unpacked_most:,} bytes; '
+                         'save .npy files, which are mapped')
+    with np.load(file) as arrays: return arrays[key]
+
+def _from_npy(file: Path) -> np.ndarray: # mapped
+    "The array of a file; raises ValueError for objects."
+    with open(file, 'rb') as f: _array_header(f)
+    return np.load(file, mmap_mode='r')
+
+def _array_readers(place: Path) -> dict[str, Callable]: # by the array's name
+    "How each array in a file or folder is read; raises ValueError for what holds none."
+    try:
+        if place.is_dir():
+            files = sorted(f for f in place.glob('*.npy') if not f.name.startswith('.'))
+            for file in files: _check_plain(file)
+            return {file.stem: partial(_from_npy, file) for file in files}
+        _check_plain(place)
+        if place.suffix == '.npy': return {'x': partial(_from_npy, place)}
+        with zipfile.ZipFile(place) as z:
+            names = [name[:-4] for name in z.namelist() if name.endswith('.npy')]
+    except (OSError, ValueError, zipfile.BadZipFile) as e:
+        raise ValueError(f"arrays: '{place}' is no .npy file, .npz archive or folder of .npy files "
+                         f'({e}); save it again') from None
+    return {name: partial(_from_npz, place, name) for name in names}
+
+# %% ../nbs/12_data.ipynb #acc441fd
+def _tensor(a: np.ndarray) -> Tensor: # mapped if a is, and its type allows it
+    "Numbers as a tensor of uint8, signed integers or float32; raises ValueError for other things."
+    narrow = {'b1': 'u1', 'u2': 'i4', 'u4': 'i8', 'f2': 'f4', 'f8': 'f4', 'f16': 'f4'}
+    kind = f'{a.dtype.kind}{a.dtype.itemsize}'
+    kind = narrow.get(kind, kind)
+    if kind not in ('u1', 'i1', 'i2', 'i4', 'i8', 'f4'):
+        raise ValueError(f'holds {a.dtype}; save uint8, int32 or float32')
+    if a.dtype != np.dtype(kind):
+        if a.size * np.dtype(kind).itemsize > _unpacked_most:
+            raise ValueError(f'holds {a.dtype}, too many to turn into {np.dtype(kind)} here')
+        a = a.astype(kind)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='The given NumPy array is not writable')
+        return torch.from_numpy(a)
+
+def _channels_first(x: Tensor) -> Tensor: # (N, D) or (N, C, H, W)
+    "Examples with the axes in order, by their number; raises ValueError for other numbers."
+    if x.ndim == 3: return x[:, None]
+    if x.ndim == 4 and x.shape[3] <= 4 < x.shape[1]: return x.permute(0, 3, 1, 2)
+    if x.ndim in (2, 4): return x
+    raise ValueError(f'has shape {tuple(x.shape)}; save (N, D), (N, H, W), (N, C, H, W) or '
+                     '(N, H, W, C)')
+
+# %% ../nbs/12_data.ipynb #fe09eb48
+def _array_images(name: str, read: Callable, vocab: int | None, size: int | tuple[int, int] | None,
+                  bits: int | None) -> Tensor: # (N, D) or (N, C, H, W)
+    "Examples, changed as asked for; raises ValueError, which names the array."
+    try:
+        x = _channels_first(_tensor(read()))
+        if x.dtype == torch.uint8 or x.is_floating_point():
+            if vocab and x.is_floating_point(): raise ValueError('holds floats; leave vocab out')
+        elif not vocab: raise ValueError(f'holds {x.dtype}; pass vocab=, the number of levels')
+        if not (size or bits): return x
+        if x.dtype != torch.uint8 or vocab:
+            raise ValueError('has no 256 levels; leave size and bits out')
+        if size is None: return keep_bits(x, bits)
+        h, w = size if isinstance(size, tuple) else (size, size)
+        if x.ndim != 4 or x.shape[2] < h or x.shape[3] < w:
+            raise ValueError(f'has shape {tuple(x.shape)}, less than size={size}; '
+                             'choose a smaller one')
+        return shrink(_cropped(x, (h, w)), (h, w), bits)
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as e:
+        raise ValueError(f'arrays: {name!r} {e}') from None
+
+def _array_labels(name: str, read: Callable) -> Tensor: # (N,)
+    "Class numbers; raises ValueError, which names the array."
+    try:
+        y = _tensor(read())
+        y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+        return _checked_labels(y, len(y))
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as e:
+        raise ValueError(f'arrays: {name!r} {e}') from None
+
+# %% ../nbs/12_data.ipynb #c5d5ab19
+def _arrays(place: Path, size: int | tuple[int, int] | None, bits: int | None,
+            vocab: int | None = None):
+    "Release, train and test of the arrays in a file or folder."
+    readers = _array_readers(place)
+    meanings = {name: _meaning(name) for name in readers}
+    if len(readers) == 1: meanings = dict.fromkeys(readers, ('', False))
+    _say_left_out('arrays: other names', [name for name, what in meanings.items() if what is None])
+    names = {what: name for name, what in meanings.items() if what}
+    sides = {side for side, is_labels in names if not is_labels}
+    wanted = len(names) == sum(what is not None for what in meanings.values())
+    if sides not in ({''}, {'train', 'test'}) or not wanted or {side for side, _ in names} != sides:
+        found = ', '.join(map(repr, list(readers)[:8])) or 'no array'
+        raise ValueError(f'arrays: {place} holds {found}; name them train, test, train_labels and '
+                         'test_labels, or x and y')
+    def read(side):
+        x = _array_images(names[side, False], readers[names[side, False]], vocab, size, bits)
+        labels = names.get((side, True))
+        return Split(x, None if labels is None else _array_labels(labels, readers[labels]))
+    parts = _by_row(read('')) if '' in sides else map(read, ('train', 'test'))
+    split = 'a tenth by hash of the row for test' if '' in sides else 'own split'
+    return f"arrays '{place.resolve().name}', {split}{_resized(size)}", *parts
+
+# %% ../nbs/12_data.ipynb #01bd7ebe
+def _by_row(whole: Split) -> tuple[Split, Split]: # train, test
+    "A tenth of the rows for test, by the hash of their number; raises ValueError for too few."
+    if whole.x.numel() * whole.x.element_size() > _unpacked_most:
+        raise ValueError(f'arrays: more than {_unpacked_most:,} bytes are split by no hash; '
+                         'save train.npy and test.npy in a folder')
+    test = torch.tensor([_in_test(str(k)) for k in range(len(whole.x))], dtype=torch.bool)
+    if not test.any() or test.all():
+        raise ValueError(f'arrays: {len(test)} examples give {int(test.sum())} for test; '
+                         'add examples, or name two arrays train and test')
+    return tuple(Split(whole.x[i], None if whole.y is None else whole.y[i]) for i in (~test, test))
+
+sources['arrays'] = Source(_arrays, find=None, options=('vocab',),
+                           fetch='a .npy or .npz file or a folder of .npy files')
+
+# %% ../nbs/12_data.ipynb #7e4234b2
+def _saved_parts(place: Path) -> dict[str, 'Dataset']: # by role, or one as ''
+    "Parts of a data set on disk; raises ValueError for other folders and without the package."
+    try: import datasets
+    except ImportError:
+        raise ValueError('huggingface: the package datasets is missing; '
+                         'pip install datasets') from None
+    try: found = datasets.load_from_disk(str(place))
+    except Exception as e:
+        raise ValueError(f"huggingface: '{place}' is no folder that save_to_disk wrote "
+                         f"({' '.join(str(e).split())})") from None
+    if not isinstance(found, dict): return {'': found}
+    if len(found) == 1: return {'': next(iter(found.values()))}
+    parts = {_role(name): part for name, part in found.items()}
+    if set(parts) != {'train', 'test'} or len(found) > 2:
+        raise ValueError(f"huggingface: {place} has the parts {', '.join(found)}; "
+                         'keep train and one of test, validation')
+    return parts
+
+def _column(part: 'Dataset', kind: str, needed: bool) -> str | None: # name
+    "The one column of a kind; raises ValueError for several, and for none that is needed."
+    found = [name for name, feature in part.features.items() if type(feature).__name__ == kind]
+    if len(found) == 1 or not (found or needed): return (found or [None])[0]
+    raise ValueError(f"huggingface: {len(found)} columns of type {kind} among "
+                     f"{', '.join(part.features)}; keep one (remove_columns, cast_column)")
+
+# %% ../nbs/12_data.ipynb #f76fa417
+def _stored_images(parts: dict[str, 'Dataset'], column: str) -> Callable[[str], io.BytesIO]:
+    "The file in a row, by its part and number: as stored, not decoded. Raises ValueError for none."
+    from datasets import Image
+    raw = {role: part.cast_column(column, Image(decode=False)) for role, part in parts.items()}
+    def at(name):
+        role, _, row = name.rpartition('/')
+        content = raw[role][int(row)][column]['bytes']
+        if not content: raise ValueError(f"huggingface: '{name}' holds no image, only its name")
+        stream = io.BytesIO(content)
+        stream.name = name
+        return stream
+    return at
+
+def _huggingface(place: Path, size: int | tuple[int, int] | None, bits: int | None,
+                 grey: bool | None = None):
+    "Release, train and test of images that datasets saved in the folder `place`."
+    parts = _saved_parts(place)
+    some = next(iter(parts.values()))
+    at = _stored_images(parts, _column(some, 'Image', needed=True))
+    label = _column(some, 'ClassLabel', needed=False)
+    rows = [f'{role}/{k}'.lstrip('/') for role, part in parts.items() for k in range(len(part))]
+    test = [row.startswith('test/') if len(parts) == 2 else _in_test(row) for row in rows]
+    n = test.count(False)
+    if not 0 < n < len(rows):
+        raise ValueError(f'huggingface: {len(rows)} images give {len(rows) - n} test images; '
+                         'add images')
+    order = np.argsort(test, kind='stable') # first to train, then to test
+    y = label and torch.tensor([k for part in parts.values() for k in part[label]])[order]
+    of = str(place.resolve()), [part._fingerprint for part in parts.values()]
+    x = _decoded([rows[k] for k in order], at, of, size, bits, grey)
+    return _images_release('huggingface', place, size, len(parts) == 2, x), *_parted(x, y, n)
+
+sources['huggingface'] = Source(_huggingface, find=None, options=('grey',),
+                                fetch='a folder that save_to_disk of datasets wrote')
 
 # %% ../nbs/12_data.ipynb #ffacc832
 def _two_moons(u: np.ndarray):
@@ -878,11 +1149,12 @@ def _checked(name: str, bits: int | None, size: object, path: str | Path | None,
     if isinstance(source.find, str) and path is not None:
         raise ValueError(f'path={str(path)!r}: {name} needs no files; leave path out')
     if source.find is None and path is None:
-        raise ValueError("path=None: pass path='the folder that holds your images'")
+        raise ValueError(f'path=None: pass path=..., {source.fetch}')
     if bits is not None and source.levels != 256:
         raise ValueError(f'bits={bits}: {name} has {source.levels} levels, not 256; '
                          'leave bits out or choose fashion_mnist')
     if bits is not None: _whole('bits', bits, 1, 8)
+    if 'vocab' in options: _whole('vocab', options['vocab'], 2)
     for option, value in options.items():
         if option not in source.options:
             raise ValueError(f'{option}={value!r}: {name} has no choice there; leave it out')
@@ -894,20 +1166,24 @@ def load(name: str,               # 'digits', 'fashion_mnist', ...: an entry of 
          # pixels of the result by area average, of a side or (height, width)
          size: int | tuple[int, int] | None = None,
          path: str | Path | None = None, # its folder, if files are not where `available` finds them
-         grey: bool | None = None # folder: one channel? By default if every file is stored in grey
+         grey: bool | None = None, # folder: one channel? By default if every file is stored in grey
+         vocab: int | None = None, # arrays: levels of a whole number, by default 256 of a byte
+         download: bool = False # get files that are not found, where torchvision can?
         ) -> Data:
     "Images with a named release and a fixed split; raises FileNotFoundError for files not found."
-    options = {} if grey is None else dict(grey=grey)
+    options = {k: v for k, v in dict(grey=grey, vocab=vocab).items() if v is not None}
     source = _checked(name, bits, size, path, options)
     size = _checked_size(name, size, source.side)
     place = _find(source.find, path)
+    if place is None and download: place = _fetched(name, source, path)
     if place is None: raise _not_found(name, source, path)
     if size == source.side: size = None
     if bits == 8: bits = None
     release, train, test = source.read(place, size, bits, **options)
     if size and source.side: release += f', resized {source.side}->{size} by area'
     if bits: release += f', {bits} bits'
-    vocab = 2**bits if bits else source.levels
+    levels = None if train.x.is_floating_point() else vocab or source.levels
+    vocab = 2**bits if bits else levels
     at = os.path.abspath(place) if isinstance(place, Path) else None
     return Data(name, release, vocab, tuple(train.x.shape[1:]), train, test, at)
 

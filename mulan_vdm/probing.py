@@ -49,7 +49,7 @@ def probe(train: Split, # features (N, D) and labels
           seed: int = 0 # of the first cluster centres
          ) -> Probes:
     """Linear probe, five neighbours and clusters on standardized features. Raises ValueError
-    without labels or with fewer than two classes."""
+    without labels, with fewer than two classes or with fewer than five training images."""
     from sklearn.cluster import KMeans
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
@@ -57,6 +57,9 @@ def probe(train: Split, # features (N, D) and labels
     if train.y is None or test.y is None or len(train.y.unique()) < 2:
         raise ValueError("probes ask for labels, at least two kinds: pass splits with y, "
                          "as those of digits or fashion_mnist")
+    if len(train.x) < 5:
+        raise ValueError(f"{len(train.x)} training images: five neighbours need at least 5; "
+                         "add images")
     a, b = (x.numpy() for x in _standardized(train.x, test.x))
     y, truth = train.y.numpy(), test.y.numpy()
     right = [torch.tensor(model.fit(a, y).predict(b) == truth).double()

@@ -343,6 +343,8 @@ def _nonsense(tensors: dict[str, Tensor]) -> str | None:
     "The first tensor whose numbers no training can have; None if there is none."
     for k, v in tensors.items():
         if not v.isfinite().all(): return f'{k} is not finite'
+        if k.startswith(('model.', 'ema.')) and v.numel() and v.abs().max() > 1e19:
+            return f'{k} is beyond 1e19, whose square no step can compute with,'
         if k.endswith(('.step', '.exp_avg_sq', '.n_averaged')) and (v < 0).any():
             return f'{k} is negative'
 
@@ -469,6 +471,20 @@ def start(self: Run,
         raise ValueError(f"{self} lies in {data['path']}, among the images: name a folder outside")
     self._config = _json(self.files['config'], config)
     if self._held is None: self.path.mkdir(parents=True, exist_ok=True)
+    self._write(self.files['config'], [self._config])
+
+# %% ../nbs/14_runs.ipynb #c79ee3ac
+@patch
+def revise(self: Run,
+           config: dict,        # what the run goes on with
+           step: int,           # steps done without it
+           changed: dict[str, list] # [old, new] of each training setting that differs
+          ) -> None:
+    "Lays other settings over the stored ones, and keeps under `history` which changed, and when."
+    old = self.config
+    history = old.get('history', []) + ([dict(step=step, changed=changed)] if changed else [])
+    new = {**old, **config, **(dict(history=history) if history else {})}
+    self._config = _json(self.files['config'], new)
     self._write(self.files['config'], [self._config])
 
 # %% ../nbs/14_runs.ipynb #0ac246c8
@@ -663,6 +679,13 @@ def check_data(self: Run, data: Data) -> None:
                          f"that of {data.name} is {now}: bring them back as they were, or train "
                          "another run")
 
+@patch(as_prop=True)
+def _mirrored(self: Run) -> bool:
+    "Were training images mirrored, now or before a resume?"
+    config = self.config
+    changed = [part.get('changed', {}) for part in config.get('history', [])]
+    return bool(config.get('fit', {}).get('flip')) or any('flip' in names for names in changed)
+
 @patch
 def data(self: Run) -> Data:
     "The data that the run was trained on; raises ValueError if it names none or they have changed."
@@ -670,7 +693,8 @@ def data(self: Run) -> Data:
         raise ValueError(f"{self.file('config')} has no data: pass fit a config= that names them")
     found = load_data(**self.arguments('data', load_data))
     self.check_data(found)
-    return found
+    if not self._mirrored: return found
+    return found._replace(release=f'{found.release}, training images mirrored at random')
 
 # %% ../nbs/14_runs.ipynb #f7c145c5
 @patch

@@ -9,9 +9,11 @@ __all__ = ['systems', 'styles', 'presets', 'clean_end', 'noise_left', 'noise_war
 # %% ../nbs/13_systems.ipynb #896cd842
 import inspect
 import math
+import torch
 import torch.nn as nn
 from fastcore.meta import delegates
 from functools import wraps
+from torch.overrides import TorchFunctionMode
 from typing import Any, Callable
 from . import sampling  # gives every Diffusion encode, decode and invert
 from .schedules import Adaptive, choose, make_schedule, Polynomial, Schedule, schedules
@@ -388,18 +390,60 @@ def translated(config: dict # with `system` and `model`
     training = dict(config.get('fit', {}))
     low, high = (1., 0.) if config['system'] == 'vdmpp' else (7., 8.)
     first, last = model.pop('fourier_min', low), model.pop('fourier_max', high)
+    if not last - first < 64: raise ValueError(f"fourier_max={last}: no image has {last - first} bits")
     model['fourier'] = [first + i for i in range(math.floor(last - first) + 1)]
     if 'drop' in model: training['drop'] = model.pop('drop')
     named = config['system'], model.get('schedule')
     if named == ('mulan', 'monotone'): model['schedule'] = 'steps'
     return {**config, 'model': model, 'fit': training}
 
+# %% ../nbs/13_systems.ipynb #4f04f37d
+class _Unfilled(TorchFunctionMode):
+    "First weights are not drawn: without numbers there is nothing to fill."
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function.__name__ in ('normal_', 'uniform_'): return None
+        return function(*args, **(kwargs or {}))
+
+def _measured(system: Callable[..., Diffusion], arguments: dict[str, Any]) -> list[int]:
+    "How many numbers and how many modules a model has, without its memory."
+    with torch.device('meta'), _Unfilled(): model = system(**arguments)
+    numbers = (v.numel() for v in (*model.parameters(), *model.buffers()))
+    return [sum(numbers), sum(1 for _ in model.modules())]
+
+def _extrapolated(system: Callable[..., Diffusion], arguments: dict[str, Any]) -> list[int]:
+    "The same for any number of blocks, from those with one and two."
+    blocks = arguments.get('blocks', 0)
+    if blocks <= 2: return _measured(system, arguments)
+    one, two = (_measured(system, {**arguments, 'blocks': n}) for n in (1, 2))
+    return [a + (blocks - 1) * (b - a) for a, b in zip(one, two)]
+
+# %% ../nbs/13_systems.ipynb #51d92f71
+_module = 4096 # bytes that PyTorch keeps for a module, about
+
+def _check_room(system: Callable[..., Diffusion], arguments: dict[str, Any]) -> None:
+    "Raises ValueError for a model that is larger than the memory that is free."
+    from psutil import virtual_memory
+    try: numbers, modules = _extrapolated(system, arguments)
+    except Exception as e:
+        # others will say when it is built what is wrong with it
+        if not isinstance(e, OverflowError) and 'overflow' not in str(e): return
+        numbers = modules = math.inf
+    needed = 2 * 4 * numbers + _module * modules
+    free = virtual_memory().available
+    if needed > free:
+        names = 'blocks', 'channels', 'hidden', 'encoder_channels', 'd', 'm', 'classes', 'event_shape'
+        said = ', '.join(f'{k}={arguments[k]}' for k in names if k in arguments)
+        raise ValueError(f"a model of {numbers:.3g} numbers needs {needed / 2**30:.3g} GiB and "
+                         f"{free / 2**30:.3g} GiB are free: make it smaller ({said})")
+
 # %% ../nbs/13_systems.ipynb #35fa1920
 def build(config: dict # with `system`, `model` and `fit`
          ) -> Diffusion:
-    "The model of a configuration with its first weights; raises ValueError for an unknown system."
+    """The model of a configuration with its first weights; raises ValueError for an unknown system
+    and for a model that this machine cannot hold."""
     config = translated(config)
     arguments = dict(config['model'])
     arguments['event_shape'] = tuple(arguments['event_shape'])
-    with seeded(config.get('fit', {}).get('seed', 0)):
-        return choose('system', config['system'], systems)(**arguments)
+    system = choose('system', config['system'], systems)
+    _check_room(system, arguments)
+    with seeded(config.get('fit', {}).get('seed', 0)): return system(**arguments)

@@ -4,7 +4,11 @@ import mulan_vdm.diffusion
 import mulan_vdm.latents
 import mulan_vdm.schedules
 import torch.nn.modules.module
+import torch.overrides
 import typing
+
+class _Unfilled(torch.overrides.TorchFunctionMode):
+    ...
 
 systems: dict[str, typing.Any]
 

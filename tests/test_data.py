@@ -24,7 +24,7 @@ def message(error, call, *args, **kwargs):
 # Arguments
 
 @pytest.mark.parametrize('kwargs, argument, value, remedy', [
-    (dict(name='mnist'), 'name', "'mnist'", 'digits, fashion_mnist'),
+    (dict(name='mnits'), 'name', "'mnits'", 'digits, fashion_mnist'),
     (dict(name='fashion_mnist', bits=0), 'bits', '0', 'from 1 to 8'),
     (dict(name='fashion_mnist', bits=9), 'bits', '9', 'from 1 to 8'),
     (dict(name='fashion_mnist', bits=3.0), 'bits', '3.0', 'integer'),
@@ -44,6 +44,10 @@ def message(error, call, *args, **kwargs):
     (dict(name='folder', path='a\0b'), 'path', "'a\\x00b'", 'name of a folder'),
     (dict(name='folder', path='~nobody-of-this-name/x'), 'path', "'~nobody-of-this-name/x'", 'home folder'),
     (dict(name='digits', grey=True), 'grey', 'True', 'leave it out'),
+    (dict(name='folder', path='.', vocab=9), 'vocab', '9', 'leave it out'),
+    (dict(name='arrays', path='.', vocab=1), 'vocab', '1', 'at least 2'),
+    (dict(name='arrays'), 'path', 'None', 'pass path=..., a .npy or .npz file'),
+    (dict(name='imagenet32', path='.', download=True), 'download', 'True', 'Get Imagenet32_train_npz.zip'),
     (dict(name='digits', size=(4, 8)), 'size', '(4, 8)', 'is square'),
     (dict(name='digits', bits=3), 'bits', '3', 'leave bits out'),
     (dict(name='digits', path='x'), 'path', "'x'", 'leave path out'),
@@ -823,6 +827,218 @@ def test_threads_give_the_order_of_names(tmp_path, monkeypatch):
     assert load('folder', path=tmp_path).fingerprint == one.fingerprint
     for k in (50, 20): (tmp_path/f'{k}.png').write_bytes(b'words')
     assert "20.png'" in message(ValueError, load, 'folder', path=tmp_path)  # the first of them, always
+
+def test_folder_says_who_reads_other_things(tmp_path):
+    np.save(tmp_path/'a.npy', np.zeros((5, 4, 4), np.uint8))
+    for path in (tmp_path, tmp_path/'a.npy'):
+        (m, words) = said(message, ValueError, load, 'folder', path=path)
+        assert "load('arrays')" in m and '\n' not in m
+    assert 'is not a folder or file' in message(FileNotFoundError, load, 'arrays', path=tmp_path/'b.npy')
+
+# Arrays
+
+def arrays(place, packed, **named):
+    "Writes arrays as an archive or a folder of files"
+    if packed: np.savez(place, **named); return place
+    place.mkdir()
+    for name, a in named.items(): np.save(place/f'{name}.npy', a)
+    return place
+
+@pytest.mark.parametrize('packed', [True, False])
+@pytest.mark.parametrize('x, y, held', [('train', 'train_labels', 'test'), ('x_train', 'y_train', 'x_test'),
+    ('train_images', 'train_targets', 'val_images'), ('XTrain', 'trainLabels', 'validation'),
+    ('Train', 'classes_train', 'eval')])
+def test_arrays_by_name(tmp_path, packed, x, y, held):
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(0, 256, (n, 8, 6), dtype=np.uint8) for n in (9, 4))
+    if x == 'XTrain': x = 'xTrain'
+    place = arrays(tmp_path/('a.npz' if packed else 'a'), packed, **{x: a, y: np.arange(9)[:, None], held: b})
+    d = load('arrays', path=place)
+    assert np.array_equal(d.train.x[:, 0], a) and np.array_equal(d.test.x[:, 0], b) and d.vocab == 256
+    assert d.train.y.tolist() == list(range(9)) and d.test.y is None and d.event_shape == (1, 8, 6)
+    assert 'own split' in d.release and d.path == str(place) and d.strata is None
+
+@pytest.mark.parametrize('shape, event', [((40, 5), (5,)), ((40, 8, 6), (1, 8, 6)),
+    ((40, 3, 8, 6), (3, 8, 6)), ((40, 8, 6, 3), (3, 8, 6)), ((40, 8, 6, 1), (1, 8, 6)),
+    ((40, 16, 4, 4), (4, 16, 4)), ((40, 4, 4, 4), (4, 4, 4)), ((40, 1, 1, 1), (1, 1, 1))])
+@pytest.mark.parametrize('kind, vocab, expected', [('u1', None, 256), ('u1', 9, 9), ('?', 2, 2),
+    ('i8', 9, 9), ('>u2', 300, 300), ('i1', 5, 5), ('f8', None, None), ('f2', None, None),
+    ('>f4', None, None)])
+def test_arrays_by_shape_and_type(tmp_path, shape, event, kind, vocab, expected):
+    "One array without a side: a tenth of the rows for test, in order, as they were"
+    a = (np.arange(np.prod(shape)) % (2 if kind == '?' else 5)).reshape(shape).astype(kind)
+    np.save(tmp_path/'a.npy', a)
+    d = load('arrays', path=tmp_path/'a.npy', vocab=vocab)
+    assert d.event_shape == event and d.vocab == expected and d.train.y is None
+    test = np.array([int(hashlib.sha256(str(k).encode()).hexdigest(), 16) % 10 == 0 for k in range(40)])
+    same = len(shape) < 4 or event == shape[1:]
+    moved = a.reshape(-1, *event) if same else np.moveaxis(a, -1, 1)
+    assert np.array_equal(d.test.x.numpy(), moved[test].astype(float)) and len(d.train.x) == (~test).sum()
+
+@pytest.mark.parametrize('named, kwargs, words', [
+    (dict(), {}, ['no array', 'name them']), (dict(mean=np.zeros(4), std=np.zeros(4)), {}, ['name them']),
+    (dict(train=np.zeros((9, 4), 'u1'), y=np.zeros(9, int)), {}, ["'train', 'y'", 'name them']),
+    ({name: np.zeros((9, 4), 'u1') for name in ('train', 'val', 'test')}, {}, ['name them']),
+    (dict(x=np.zeros((9, 4), 'c8')), {}, ["'x'", 'complex64', 'save uint8']),
+    (dict(x=np.array([{}] * 9)), {}, ["'x'", 'objects']), (dict(x=np.array(['a'] * 9)), {}, ["'x'", '<U1']),
+    (dict(x=np.zeros(9)), {}, ["'x'", '(9,)', '(N, D)']),
+    (dict(x=np.zeros((9, 1, 2, 3, 4))), {}, ["'x'", '(9, 1, 2, 3, 4)']),
+    (dict(x=np.zeros((9, 4), int)), {}, ["'x'", 'int64', 'pass vocab=']),
+    (dict(x=np.zeros((9, 4))), dict(vocab=3), ["'x'", 'floats', 'leave vocab out']),
+    (dict(x=np.zeros((9, 4))), dict(bits=3), ["'x'", '256 levels', 'leave size and bits out']),
+    (dict(x=np.zeros((9, 4, 4), 'u1')), dict(size=5), ["'x'", '(9, 1, 4, 4)', 'size=5']),
+    (dict(x=np.zeros((9, 4), 'u1')), dict(size=2), ["'x'", '(9, 4)', 'size=2']),
+    (dict(x=np.full((40, 4), 9, 'u1')), dict(vocab=9), ['9 to 9', '0 to 8']),
+    (dict(x=np.full((40, 4), -1)), dict(vocab=9), ['-1 to -1', '0 to 8']),
+    (dict(x=np.full((40, 4), np.nan)), {}, ['not finite']), (dict(x=np.zeros((1, 4))), {}, ['1 examples']),
+    (dict(x=np.zeros((0, 4))), {}, ['0 examples']),
+    (dict(x=np.zeros((40, 4)), y=np.zeros(40)), {}, ["'y'", 'float32']),
+    (dict(x=np.zeros((40, 4)), y=np.zeros(39, int)), {}, ['39']),
+    (dict(x=np.zeros((40, 4)), y=np.full(40, -1)), {}, ["'y'", '-1', 'from 0']),
+    (dict(train=np.zeros((9, 4), 'u1'), test=np.zeros((9, 5), 'u1')), {}, ['test.x', '(5,)', '(4,)']),
+    (dict(train=np.zeros((9, 4), 'u1'), test=np.zeros((9, 4))), {}, ['test.x', 'float32'])])
+@pytest.mark.parametrize('packed', [True, False])
+def test_arrays_that_are_none(tmp_path, packed, named, kwargs, words):
+    place = arrays(tmp_path/('a.npz' if packed else 'a'), packed, **named)
+    if packed and not named: np.savez(place)
+    m, _ = said(message, ValueError, load, 'arrays', path=place, **kwargs)
+    assert '\n' not in m and all(w in m for w in words)
+
+def test_arrays_say_what_they_leave_out(tmp_path):
+    np.savez(tmp_path/'a.npz', x=np.zeros((40, 4, 4), 'u1'), mean=np.zeros(4))
+    d, words = said(load, 'arrays', path=tmp_path/'a.npz')
+    assert d.event_shape == (1, 4, 4) and words == ["arrays: other names are left out: 'mean'"]
+
+def test_arrays_that_are_damaged(tmp_path):
+    "Cut, empty, foreign, pickled, huge and special files: one line that names them, and no waiting"
+    import io, zipfile
+    x = np.zeros((40, 4, 4), 'u1')
+    np.save(tmp_path/'a.npy', x); np.savez(tmp_path/'a.npz', x=x)
+    for file in (tmp_path/'a.npy', tmp_path/'a.npz'):
+        whole = file.read_bytes()
+        newer = b'\x93NUMPY\x07\x00' + whole[8:]
+        for content in (b'', b'words', whole[:20], whole[:-1], pickle.dumps([1]), newer):
+            file.write_bytes(content)
+            m = message(ValueError, load, 'arrays', path=file)
+            assert m.startswith('arrays: ') and '\n' not in m
+        file.unlink(); os.mkfifo(file)
+        assert 'pipe' in message(ValueError, load, 'arrays', path=file)
+    (tmp_path/'b').mkdir(); os.mkfifo(tmp_path/'b/train.npy')
+    assert 'pipe' in message(ValueError, load, 'arrays', path=tmp_path/'b')
+    with zipfile.ZipFile(tmp_path/'c.npz', 'w') as z:
+        header = dict(descr='|u1', fortran_order=False, shape=(2**33, 4))
+        np.lib.format.write_array_header_1_0(f := io.BytesIO(), header)
+        z.writestr('x.npy', f.getvalue())
+    assert 'unpacks to more than' in message(ValueError, load, 'arrays', path=tmp_path/'c.npz')
+
+def test_arrays_are_mapped_and_not_read_whole(tmp_path, monkeypatch):
+    "Sixteen gigabytes that take no room: loaded, looked at, and a batch taken"
+    (tmp_path/'a').mkdir()
+    for name, n in (('train', 2**22), ('test', 1000)):
+        np.lib.format.open_memmap(tmp_path/f'a/{name}.npy', 'w+', 'u1', (n, 64, 64, 1))
+    d = load('arrays', path=tmp_path/'a')
+    assert d.event_shape == (1, 64, 64) and len(d.train.x) == 2**22
+    x, _ = next(batches(*d.train, 8, seed=0))
+    assert x.shape == (8, 1, 64, 64) and d.train.some(3).x.shape == (3, 1, 64, 64)
+    assert 'are split by no hash' in message(ValueError, load, 'arrays', path=tmp_path/'a/train.npy')
+
+def test_arrays_train(tmp_path):
+    "Every kind of array that is read can be learned and judged"
+    from mulan_vdm import evaluate, fit, vdm
+    rng = np.random.default_rng(0)
+    for k, (a, how) in enumerate([(rng.integers(0, 300, (40, 8, 8, 3)), dict(vocab=300)),
+                                  (rng.random((40, 5)), {}),
+                                  (rng.integers(0, 256, (40, 8, 8)).astype('u1'), dict(size=(4, 6), bits=3)),
+                                  (rng.integers(0, 2, (40, 6)).astype(bool), dict(vocab=2))]):
+        np.save(tmp_path/f'{k}.npy', a)
+        d = load('arrays', path=tmp_path/f'{k}.npy', **how)
+        model = vdm(d.event_shape, d.vocab, channels=8, blocks=1, fourier=(3., 4.))
+        for step in fit(model, d, steps=1, batch_size=8, progress=False): pass
+        assert evaluate(step.model, d.test.x, draws=2).bpd.isfinite().all()
+
+# Hugging Face
+
+def test_huggingface_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'datasets', None)
+    assert 'pip install datasets' in message(ValueError, load, 'huggingface', path=tmp_path)
+
+def test_huggingface(tmp_path):
+    "Parts by name or by hash, decoded here and not by the package, which opens every format"
+    datasets = pytest.importorskip('datasets')
+    datasets.disable_progress_bars()
+    kinds = dict(image=datasets.Image(), label=datasets.ClassLabel(names=['a', 'b']),
+                 caption=datasets.Value('string'))
+    def made(n, columns=kinds, **changed):
+        rows = dict(image=[Image.new('RGB', (6, 4), (k, 0, 0)) for k in range(n)],
+                    label=[k % 2 for k in range(n)], caption=['x'] * n) | changed
+        return datasets.Dataset.from_dict({k: rows[k] for k in columns}, datasets.Features(columns))
+    made(40).save_to_disk(tmp_path/'one')
+    d = load('huggingface', path=tmp_path/'one')
+    test = [k for k in range(40) if int(hashlib.sha256(str(k).encode()).hexdigest(), 16) % 10 == 0]
+    assert d.test.x[:, 0, 0, 0].tolist() == test and d.test.y.tolist() == [k % 2 for k in test]
+    assert sorted(d.train.x[:, 0, 0, 0].tolist() + test) == list(range(40)) and d.event_shape == (3, 4, 6)
+    datasets.DatasetDict(validation=made(3), train=made(5)).save_to_disk(tmp_path/'two')
+    d = load('huggingface', path=tmp_path/'two', size=(2, 3), grey=True)
+    assert (len(d.train.x), len(d.test.x), d.event_shape) == (5, 3, (1, 2, 3))
+    assert 'own split, grey' in d.release
+    program = dict(bytes=b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', path=None)
+    three = {name: made(3) for name in ('train', 'test', 'validation')}
+    bad = {'three': (datasets.DatasetDict(three), 'keep train and one of'),
+           'eps': (made(40, image=[program] * 40),
+                   'is not a readable 8-bit image (cannot identify image file it)'),
+           'none': (made(40, dict(label=kinds['label'])), '0 columns of type Image'),
+           'both': (made(40, dict(kinds, other=kinds['label']), other=[0] * 40),
+                    '2 columns of type ClassLabel'),
+           'few': (made(2), '2 images give')}
+    for name, (content, words) in bad.items():
+        content.save_to_disk(tmp_path/name)
+        m = message(ValueError, load, 'huggingface', path=tmp_path/name)
+        assert words in m and '\n' not in m
+    (tmp_path/'no').mkdir()
+    m = message(ValueError, load, 'huggingface', path=tmp_path/'no')
+    assert 'save_to_disk' in m and '\n' not in m
+
+# Downloads: torchvision's functions are replaced, nothing is fetched
+
+@pytest.mark.parametrize('name, kind', [('cifar10', 'CIFAR10'), ('mnist', 'MNIST'),
+                                        ('fashion_mnist', 'FashionMNIST')])
+def test_download_is_asked_for(tmp_path, home, monkeypatch, name, kind):
+    import torchvision
+    monkeypatch.setattr(data, '_roots', lambda path=None, f=data._roots:
+                                        [r for r in f(path) if r != Path('/usr/share/datasets')])
+    calls = []
+    def fetch(root, download): calls.append((root, download)); raise RuntimeError('no\nnetwork')
+    monkeypatch.setattr(torchvision.datasets, kind, fetch)
+    assert 'Or pass download=True' in message(FileNotFoundError, load, name) and not calls
+    m = message(OSError, load, name, download=True)
+    assert f'{name} could not be fetched (no network)' in m and 'Get ' in m and '\n' not in m
+    message(OSError, load, name, download=True, path=tmp_path/'here')
+    assert calls == [(home/'.cache/mulan_vdm', True), (tmp_path/'here', True)]
+
+def test_download_is_not_repeated(cifar, monkeypatch):
+    monkeypatch.setattr(data, '_fetched', lambda *a: pytest.fail('fetched again'))
+    assert len(load('cifar10', path=cifar[0], download=True).test.x) == 4
+
+def test_mnist(tmp_path, fashion, monkeypatch):
+    from torchvision.datasets import MNIST
+    files, arrays = fashion
+    write(tmp_path, files)
+    assert 'has not the md5 sum' in message(ValueError, load, 'mnist', path=tmp_path)
+    sums = [(f.name, hashlib.md5(f.read_bytes()).hexdigest()) for f in tmp_path.iterdir()]
+    monkeypatch.setattr(MNIST, 'resources', sums)
+    d = load('mnist', path=tmp_path)
+    assert np.array_equal(d.train.x[:, 0], arrays[0]) and np.array_equal(d.test.y, arrays[3])
+    os.truncate(tmp_path/'train-labels-idx1-ubyte.gz', 12)
+    m = message(ValueError, load, 'mnist', path=tmp_path)
+    assert "train-labels-idx1-ubyte.gz' is damaged" in m and '\n' not in m
+
+def test_no_home_folder(monkeypatch):
+    "A user without an entry and without HOME: what needs no files works, what needs them says so"
+    def none(): raise RuntimeError('Could not determine home directory.')
+    monkeypatch.setattr(Path, 'home', none)
+    assert available()['digits'] and available()['cifar10'] is None and len(load('digits').test.x) == 360
+    assert '/usr/share/datasets' in message(FileNotFoundError, load, 'cifar10')
+    assert 'set HOME' in message(FileNotFoundError, load, 'cifar10', download=True)
 
 # Toys and batches
 

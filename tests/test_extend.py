@@ -1,11 +1,12 @@
-"""A schedule, a latent, a sampler and a data set from outside of the package, as CONTRIBUTING.md shows them:
-at most ten lines each beside their imports, no other file touched, used by name like the package's own."""
-import math, re
+"""A schedule, a latent, a sampler and a data set from outside of the package, as CONTRIBUTING.md shows them,
+and with a weighting and a network as the page on one's own parts: at most ten lines each beside imports,
+no other file touched, used by name like the package's own."""
+import json, math, re
 from pathlib import Path
 import pytest
 import torch
 from torch.testing import assert_close
-from mulan_vdm import Diffusion, evaluate, fit, load, load_run, mulan, sample, vdm
+from mulan_vdm import Diffusion, evaluate, fit, load, load_run, mulan, sample, vdm, vdmpp
 from mulan_vdm.codec import RealCodec
 from mulan_vdm.data import shrink, sources
 from mulan_vdm.latents import latents
@@ -17,6 +18,9 @@ from mulan_vdm.systems import build
 
 page = (Path(__file__).resolve().parent.parent / 'CONTRIBUTING.md').read_text(encoding='utf-8')
 blocks = re.findall(r'^```python\n(.*?)^```', page, re.M | re.S)
+own = Path(__file__).resolve().parent.parent / 'nbs/use/your_parts.ipynb'
+shown = [''.join(c['source']).strip() for c in json.loads(own.read_text(encoding='utf-8'))['cells']
+         if c['cell_type'] == 'code']
 small = dict(channels=8, blocks=1, fourier=(3,), dropout=0., gamma_min=-7.9)
 
 def rows(seed=0, **part): return Rows(torch.Generator().manual_seed(seed), **part)
@@ -120,3 +124,50 @@ def test_a_data_set(added, tmp_path):
     assert torch.equal(load(**stored['data']).test.x, data.test.x) and steps == 2
     x = data.test.x
     assert torch.equal(evaluate(again, x, 2).bpd, evaluate(step.model, x, 2).bpd)
+
+def test_the_page_shows_the_same_parts_and_two_more():
+    for block in blocks: assert block.strip() in shown, block
+    defined = [s for s in shown if re.search(r"^(def|class) ", s, re.M) and 'def trained' not in s]
+    assert len(defined) == 6
+    for source in defined:
+        lines = [l for l in source.splitlines() if l.strip() and not re.match('from |import | +"|@system', l)]
+        for part in re.split(r'\n(?=class |def )', '\n'.join(lines)):
+            assert len(part.splitlines()) <= 10, part
+
+def given(definition):
+    "What the cell of the page with this definition brings."
+    source, = (s for s in shown if f'\n{definition}(' in s)
+    scope = {}
+    exec(source, scope)
+    return scope
+
+def test_a_weighting():
+    "It weighs the bound's term of each noise level, up to one factor for all; it only falls, so it bounds."
+    from mulan_vdm.objective import is_monotone, weightings
+    soft = given('def soft')['soft']
+    try:
+        torch.manual_seed(0)
+        model = vdmpp((1, 8, 8), 17, weighting='soft', schedule='linear', network='unet', **small)
+        x = load('digits').test.x[:8]
+        t = torch.linspace(0.1, 0.9, 8)
+        terms = model(x, t=t, rows=rows())
+        factor = terms.weighted / terms.diffusion / soft(-model.gamma(t)).flatten()
+        assert_close(factor, factor[:1].expand(8), rtol=1e-4, atol=0)
+        assert is_monotone(soft) and build(model.config).config == model.config
+    finally: del weightings['soft']
+
+def test_a_network_and_a_system():
+    "Its answer moves with the noise level; it is trained, sampled, and built again by name."
+    from mulan_vdm.systems import systems
+    plain = given('class Plain')['plain']
+    try:
+        torch.manual_seed(0)
+        model = plain((1, 8, 8), 17, channels=8)
+        z = torch.randn(4, 1, 8, 8)
+        quiet, loud = (model.net(z, torch.full((4, 1, 1, 1), g)) for g in (-5., 5.))
+        assert quiet.shape == z.shape and (quiet - loud).abs().max() > 1e-3
+        model(load('digits').train.x[:8], rows=rows()).loss.sum().backward()
+        assert all(p.grad.abs().max() > 0 for p in model.net.parameters())
+        assert sample(model, 3, 5).shape == (3, 1, 8, 8)
+        assert build(model.config).net.first.out_channels == 8
+    finally: del systems['plain']
