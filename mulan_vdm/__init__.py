@@ -8,6 +8,7 @@ The names of every day, each from the module that holds it; the rest is in the m
 - likelihood: `evaluate`, the bound; `ode_evaluate`, the probability flow
 - samples: `sample`, `plot_images`
 - several runs: `compare_runs`
+- a network trained elsewhere: `from_diffusers`
 - to build with: `Diffusion` and its parts `Schedule`, `Latent`, `Codec`
 """
 __version__ = "0.1.0"
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from .data import load
     from .diffusion import Diffusion
     from .evaluation import evaluate
+    from .foreign import from_diffusers
     from .latents import Latent
     from .likelihood import ode_evaluate
     from .plots import plot_images
@@ -30,13 +32,14 @@ if TYPE_CHECKING:
     from .systems import mulan, preset, repvdm, vdm, vdmpp
     from .training import fit
 
-__all__ = ['Codec', 'Diffusion', 'Latent', 'Schedule', 'compare_runs', 'evaluate', 'fit', 'load',
-           'load_run', 'mulan', 'ode_evaluate', 'plot_images', 'preset', 'repvdm', 'sample', 'vdm', 'vdmpp']
+__all__ = ['Codec', 'Diffusion', 'Latent', 'Schedule', 'compare_runs', 'evaluate', 'fit', 'from_diffusers',
+           'load', 'load_run', 'mulan', 'ode_evaluate', 'plot_images', 'preset', 'repvdm', 'sample', 'vdm',
+           'vdmpp']
 
-_modules = dict(codec='Codec', data='load', diffusion='Diffusion', evaluation='evaluate', latents='Latent',
-                likelihood='ode_evaluate', plots='plot_images', reports='compare_runs', runs='load_run',
-                sampling='sample', schedules='Schedule', systems='mulan preset repvdm vdm vdmpp',
-                training='fit')
+_modules = dict(codec='Codec', data='load', diffusion='Diffusion', evaluation='evaluate',
+                foreign='from_diffusers', latents='Latent', likelihood='ode_evaluate', plots='plot_images',
+                reports='compare_runs', runs='load_run', sampling='sample', schedules='Schedule',
+                systems='mulan preset repvdm vdm vdmpp', training='fit')
 _home = {name: module for module, names in _modules.items() for name in names.split()}
 
 def __getattr__(name: str):

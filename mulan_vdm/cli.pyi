@@ -1,10 +1,10 @@
 from typing import Any, Callable, Iterable, Iterator, Optional, Sequence, Union
-import argparse
+import mulan_vdm.words
 import typing
 
 commands: dict[str, typing.Any]
 
-def train_parser(system: str) -> argparse.ArgumentParser: ...
+def train_parser(system: str, values: dict[str, typing.Any] = ..., about: str = ...) -> mulan_vdm.words.Parser: ...
 
 def train(argv: list[str]) -> str: ...
 

@@ -333,5 +333,5 @@ def across_seeds(table: Tensor, # of each training (S) and each image (N)
     se = math.sqrt(max(se_seeds**2 + se_images**2 - twice, se_seeds**2, se_images**2))
     images = max(se_images**2 - twice, 0.)
     width = math.hypot(t.ppf(0.975, S - 1) * se_seeds, t.ppf(0.975, N - 1) * math.sqrt(images))
-    ratio = float(width / se) if se else math.nan
-    return AcrossSeeds(table.mean().item(), se_seeds, se_images, se, ratio)
+    ratio = max(width / se, t.ppf(0.975, N - 1)) if se else math.nan
+    return AcrossSeeds(table.mean().item(), se_seeds, se_images, se, float(ratio))

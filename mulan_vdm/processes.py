@@ -88,13 +88,19 @@ def share_out(jobs: Sequence[Callable[[], Tensor]], # the same list in all proce
     return [found[i].to(device) for i in range(len(jobs))]
 
 # %% ../nbs/03_processes.ipynb #5bc8fbbc
+def _numbered(name: str, default: int) -> int:
+    "A number that a launcher left in the environment. Raises ValueError for other words."
+    text = os.environ.get(name) or str(default)
+    if text.isdecimal(): return int(text)
+    raise ValueError(f"{name}='{text}' in the environment is no number: unset it, or start by a launcher")
+
 def launched() -> int: # processes
     "How many processes one launcher started, this one among them."
-    return int(os.environ.get('WORLD_SIZE', 1))
+    return _numbered('WORLD_SIZE', 1)
 
 def first_process() -> bool:
     "Is this the first of the processes that one launcher started, the one that writes?"
-    return int(os.environ.get('RANK', 0)) == 0
+    return _numbered('RANK', 0) == 0
 
 def on_processors() -> bool:
     "Do several processes share a machine without accelerators? Accelerate wants to be told."

@@ -29,7 +29,7 @@ from . import __version__
 from .schedules import choose
 from .diffusion import Diffusion
 from .data import Data, load as load_data
-from .systems import build, systems, translated
+from .systems import build, shipped, systems, translated
 
 # %% ../nbs/14_runs.ipynb #ee1f11dc
 class Run:
@@ -329,6 +329,8 @@ def _named_today(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {''.join((*parted[k][:2], _before.get(parted[k][2], parted[k][2]))): v
             for k, v in tensors.items()}
 
+_may_lack = 'optimizer.', 'scaler.' # a weight has no moments, a run no scale
+
 def _misfit(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> str | None:
     "The first tensor that is unknown, missing, or of another type or shape; None if all fit."
     stems = {k.rpartition('.')[0] for k in found}
@@ -336,7 +338,7 @@ def _misfit(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> str | None:
         if k not in wanted: return f'it has {k}, {_kind(v)}, which the model has not'
         if _kind(v) != _kind(wanted[k]): return f'{k} is {_kind(v)}, in the model {_kind(wanted[k])}'
     for k, v in wanted.items():
-        without = k.startswith('optimizer.') and k.rpartition('.')[0] not in stems
+        without = k.startswith(_may_lack) and k.rpartition('.')[0] not in stems
         if k not in found and not without: return f'it has no {k}, {_kind(v)}'
 
 def _nonsense(tensors: dict[str, Tensor]) -> str | None:
@@ -345,7 +347,8 @@ def _nonsense(tensors: dict[str, Tensor]) -> str | None:
         if not v.isfinite().all(): return f'{k} is not finite'
         if k.startswith(('model.', 'ema.')) and v.numel() and v.abs().max() > 1e19:
             return f'{k} is beyond 1e19, whose square no step can compute with,'
-        if k.endswith(('.step', '.exp_avg_sq', '.n_averaged')) and (v < 0).any():
+        counts = k.endswith(('.step', '.exp_avg_sq', '.n_averaged')) or k.startswith('scaler.')
+        if counts and (v < 0).any():
             return f'{k} is negative'
 
 # %% ../nbs/14_runs.ipynb #a526795d
@@ -643,10 +646,22 @@ def arguments(self: Run,
                              f"{_said(kind)}: correct it, or restore the file from a copy")
     return given
 
+# %% ../nbs/14_runs.ipynb #7d0e719c
+def _card(run: Run, steps: int) -> dict: # facts for `save_pretrained`
+    "Steps, release and bits per dimension of a run, as far as they are known."
+    try: report = _object(_content(run.path / 'report.json'))
+    except (OSError, ValueError): report = {}
+    if report.get('steps') != steps: return dict(steps=steps) # of another checkpoint, or none
+    return {k: report[k] for k in ('steps', 'release', 'bpd', 'bpd_se', 'n') if k in report}
+
 # %% ../nbs/14_runs.ipynb #c6a53877
-def load_run(path: Path | str) -> tuple[Diffusion, dict, int]: # of a run folder
+def load_run(path: Path | str # run folder, `mulan-digits`, which comes with the package, or hf:user/name
+            ) -> tuple[Diffusion, dict, int]:
     """The averaged model in evaluation mode, configuration, steps done; raises OSError or
     ValueError for a run that is not whole."""
+    if str(path).startswith('hf:') or (str(path) in shipped() and not Path(path).exists()):
+        model = Diffusion.from_pretrained(path)
+        return model, model.config, model.card.get('steps', 0)
     run = Run(path)
     config = run.config
     if missing := {'system', 'model'} - config.keys():
@@ -660,6 +675,7 @@ def load_run(path: Path | str) -> tuple[Diffusion, dict, int]: # of a run folder
     average = {f'ema.module.{k}': v for k, v in model.state_dict().items()}
     tensors, steps = run.load(('ema.module.',), like=average)
     model.load_state_dict({k.removeprefix('ema.module.'): v for k, v in tensors.items()})
+    model.card = _card(run, steps)
     return model.eval(), config, steps
 
 # %% ../nbs/14_runs.ipynb #306d7654

@@ -80,6 +80,10 @@ def _mirrored(x: Tensor, rows: Rows) -> Tensor: # (B, C, H, W)
     chosen = rows.rand(len(x), device=x.device) < 0.5
     return torch.where(chosen.view(-1, 1, 1, 1), x.flip(-1), x)
 
+def _sent(v: Tensor, device: torch.device) -> Tensor:
+    "v on a device; a graphics card fetches it while other work goes on."
+    return v.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else v.to(device)
+
 def _parts_of(x: Tensor, y: Tensor | None, accelerator,
               accumulate: int,      # number of parts
               drop: float,          # probability of leaving out a label
@@ -93,8 +97,8 @@ def _parts_of(x: Tensor, y: Tensor | None, accelerator,
         share = accelerator.process_index + accelerator.num_processes * a
         generator = torch.Generator(device).manual_seed(mixed_seed(*key, 0))
         rows = Rows(generator, share, accelerator.num_processes * accumulate)
-        told = None if y is None else _left_out(y[a::accumulate].to(device), drop, rows)
-        mine = x[a::accumulate].to(device)
+        told = None if y is None else _left_out(_sent(y[a::accumulate], device), drop, rows)
+        mine = _sent(x[a::accumulate], device)
         parts.append((_mirrored(mine, rows) if flip else mine, told, rows))
     return parts
 
@@ -110,7 +114,7 @@ def _gradient(accelerator,
     for i, (x, y, rows) in enumerate(parts, 1):
         with contextlib.nullcontext() if i == len(parts) else accelerator.no_sync(model):
             with seeded(*key, 1 + rows.rank), accelerator.autocast(): # dropout of this share
-                terms = model(x, y=y, T=T, rows=rows)
+                terms = model(x, y=y, T=T, rows=rows, check=False)
             loss = bits_per_dim((terms.loss + (beta - 1) * terms.latent).mean(), event_shape)
             accelerator.backward(loss / len(parts))
         means = [bits_per_dim(v.detach().mean(), event_shape) for v in terms]
@@ -319,8 +323,6 @@ def _adamw(model: Diffusion, **options) -> torch.optim.AdamW: # lr, betas, weigh
     return torch.optim.AdamW(groups, fused=True, **options)
 
 # %% ../nbs/15_training.ipynb #8b1bfafd
-_kept = 'model.', 'ema.', 'optimizer.' # of the names of what is like the model
-
 def _state_tensors(model: Diffusion, average: _Average, optimizer: torch.optim.Optimizer,
                    skips: _Skips = _Skips(None)) -> dict[str, Tensor]:
     "Everything that training continues from, on the CPU, whole, by prefixed name."
@@ -365,7 +367,8 @@ def _state_like(model: Diffusion, average: _Average) -> dict[str, Tensor]:
     for i, p in enumerate(p for group in _weights(model) for p in group):
         moments = dict(step=torch.tensor(0.), exp_avg=p, exp_avg_sq=p)
         named |= {f'optimizer.{i}.{k}': v for k, v in moments.items()}
-    return named
+    scale = *torch.amp.GradScaler('cpu').state_dict(), 'skipped', 'row'
+    return named | {f'scaler.{k}': torch.tensor(0., dtype=torch.float64) for k in scale}
 
 # %% ../nbs/15_training.ipynb #378c75bb
 def _laid_out_like(v: Tensor, p: Tensor) -> Tensor: # a whole tensor; its parameter
@@ -631,8 +634,8 @@ def continued(self: _Session,
     "Tensors, steps done and seconds trained of a run that is resumed; its log ends there."
     if not (self.run and self.resume): return {}, 0, 0.
     if not self.run.begun: return {}, 0, self.run.trim_log(0) if self.main else 0.
-    tensors, done = self.run.load(_kept, like=like)
-    _restore_scale(self.run.load(('scaler.',))[0], self.skips)
+    tensors, done = self.run.load(like=like)
+    _restore_scale(tensors, self.skips)
     return tensors, done, self.run.trim_log(done) if self.main else 0.
 
 @patch

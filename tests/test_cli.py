@@ -1,6 +1,7 @@
 """The command line as a user meets it: a process, its exit status, what it prints and
 what it leaves on the disk."""
-import json, os, subprocess, sys, time
+import contextlib, io, json, os, re, signal, subprocess, sys, threading, time
+from pathlib import Path
 import pytest
 
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
@@ -9,6 +10,24 @@ SMALL = '--channels 8 --blocks 1 --batch_size 16'.split()
 def cli(*words, **env):
     return subprocess.run([sys.executable, '-m', 'mulan_vdm.cli', *map(str, words)], capture_output=True,
                           text=True, env={**ENV, **env})
+
+def said(*words):
+    "Exit status and what went to either stream, in this process."
+    from mulan_vdm.cli import main
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main([str(word) for word in words])
+    return status, out.getvalue(), err.getvalue()
+
+def files(folder):
+    "Content of every file, by path."
+    return {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
+
+def refused(words, message, status=None):
+    "One line, which says so, and nothing else."
+    code, out, err = said(*words)
+    assert err.count('\n') == 1 and err.startswith('mulan-vdm: ') and message in err, (words, out, err)
+    assert 'a bug in' not in err and code == (status or code) and code in (1, 2), (words, err)
 
 def best_of(n, *command):
     "Shortest of n wall times: the machine's noise only ever adds."
@@ -68,43 +87,92 @@ def test_the_lines_of_the_readme(run):
         assert (run / picture).read_bytes()[:4] == b'\x89PNG'
 
 def test_info_without_a_run():
-    told = cli('info').stdout
+    _, told, _ = said('info')
     for word in ('vdm-digits', 'vdm-cifar10', 'digits', 'torch', 'device'): assert word in told
 
 def test_train_help_lists_arguments_of_system_and_fit():
-    told = cli('train', '--help').stdout
+    from mulan_vdm.cli import train_parser
+    told = train_parser('vdm').format_help()
     for flag in ('--channels', '--gamma_min', '--learn_ends', '--no-learn_ends', '--lr',
                  '--save_every', '--preset'):
         assert flag in told
 
-@pytest.mark.parametrize('words, message', [
+MISTAKES = [
     (['train', '--preset', 'vdm-digit', '--out', 'NEW'],
-     "unknown preset 'vdm-digit': choose one of vdm-digits"),
-    (['train', '--data', 'mnist', '--out', 'NEW'], "mnist"),
+     "unknown --preset 'vdm-digit': choose one of vdm-digits"),
+    (['train', '--data', 'mnits', '--out', 'NEW'], '--data mnits: choose one of digits'),
     (['train', '--out', 'RUN'], 'add --resume'),
     (['train', '--out', 'NEW', '--resume'], 'no config.json'),
     (['train', '--out', 'RUN', '--resume', '--channels', '12'], '--channels cannot change'),
-    (['train', '--gamma_min', '6', '--out', 'NEW'], 'gamma_min=6.0 must be below'),
-    (['train', '--lr', '-1', '--out', 'NEW'], 'lr=-1.0'),
-    (['train', '--steps', '0', '--out', 'NEW'], 'steps=0'),
+    (['train', '--out', 'RUN', '--resume', '--preset', 'mulan-digits'], '--preset cannot change'),
+    (['train', '--gamma_min', '6', '--out', 'NEW'], '--gamma_min 6.0 must be below --gamma_max 5.0'),
+    (['train', '--lr', '-1', '--out', 'NEW'], '--lr -1: pass a number, finite and above 0'),
+    (['train', '--steps', '0', '--out', 'NEW'], '--steps 0: pass a whole number, at least 1'),
     (['evaluate', 'NEW'], 'no config.json'),
-    (['evaluate', 'RUN', '--draws', '1'], 'draws=1'),
-    (['sample', 'RUN', '--steps', '0'], 'steps=0'),
-   ])
-def test_mistakes_end_in_one_line(run, tmp_path, words, message):
-    before = {p: p.read_bytes() for p in run.rglob('*') if p.is_file()}
-    done = cli(*(str(run) if w == 'RUN' else str(tmp_path / 'new') if w == 'NEW' else w for w in words))
-    line = done.stderr.strip().splitlines()[-1]
-    assert (done.returncode == 1 and 'Traceback' not in done.stderr and line.startswith('mulan-vdm: ')
-            and message in line), done.stderr
-    assert ({p: p.read_bytes() for p in run.rglob('*') if p.is_file()} == before
-            and not (tmp_path / 'new').exists())
+    (['evaluate', 'RUN', '--draws', '1'], '--draws 1'),
+    (['sample', 'RUN', '--steps', '0'], '--steps 0'),
+    # numbers out of range, in every notation
+    (['train', '--blocks', '-1', '--out', 'NEW'], '--blocks -1: pass a whole number, at least 1'),
+    (['train', '--preset', 'mulan-digits', '--m', '0', '--out', 'NEW'], '--m 0'),
+    (['train', '--channels', '0', '--out', 'NEW'], '--channels 0'),
+    (['train', '--channels', '8.5', '--out', 'NEW'], '--channels 8.5: pass a whole number'),
+    (['train', '--seed', '-1', '--out', 'NEW'], '--seed -1: pass a whole number, at least 0'),
+    (['train', '--seed', 10**30, '--out', 'NEW'], '--seed 1000'),
+    (['train', '--fourier', 'nan', '--out', 'NEW'], '--fourier nan: pass a number, finite'),
+    (['train', '--gamma_min=-inf', '--out', 'NEW'], '--gamma_min -inf: pass a number, finite'),
+    (['train', '--gamma_min', '-Infinity', '--out', 'NEW'], '--gamma_min -Infinity'),
+    (['train', '--beta', 'inf', '--out', 'NEW'], '--beta inf'),
+    (['train', '--ema', '1', '--out', 'NEW'], '--ema 1: pass a number, from 0 to below 1'),
+    (['train', '--blocks', '1000000000', '--out', 'NEW'],
+     '--blocks 1000000000: pass a whole number, at most'),
+    (['train', '--bits', '9', '--out', 'NEW'], '--bits 9'),
+    (['evaluate', 'RUN', '--batch_size', '0'], '--batch_size 0'),
+    (['evaluate', 'RUN', '--samples', '0'], '--samples 0'),
+    (['evaluate', 'RUN', '--method', 'ode', '--n', '-3'], '--n -3'),
+    (['sample', 'RUN', '--n', '0'], '--n 0'),
+    (['sample', 'RUN', '--label', '-1'], '--label -1'),
+    # words
+    (['train', '--step', '3', '--out', 'NEW'], 'unknown flag --step: did you mean --steps?'),
+    (['train', '--batch-sise', '3', '--out', 'NEW'],
+     'unknown flag --batch_sise: did you mean --batch_size?'),
+    (['train', '--m', '3', '--out', 'NEW'], '--m is no argument of vdm, but of mulan'),
+    (['train', '--learn_ends', 'False', '--out', 'NEW'], "--learn_ends takes no value, not 'False'"),
+    (['train', '--T', 'many', '--out', 'NEW'], '--T many: pass a whole number'),
+    (['train', '--out', ''], "--out '': pass a word that is not empty"),
+    (['train'], '--out is missing'), (['train', '--out'], '--out has no value'),
+    (['evaluate', 'RUN', 'too', 'many'], "'too' is one word too many"),
+    (['evaluate'], 'run is missing'), (['trian'], "unknown command 'trian': did you mean train?"),
+    (['--out', 'x'], 'unknown flag --out'),
+    # files
+    (['compare', 'RUN', '--picture', 'NEW/x.png'], '/new/x.png: there is no folder'),
+    (['sample', 'RUN', '--latents', 'NEW'], 'does not exist')]
 
-@pytest.mark.parametrize('words', [['train', '--learn_ends', 'False', '--out', 'x'], ['trian'],
-                                   ['train', '--T', 'many', '--out', 'x'], ['train']])
-def test_words_that_argparse_refuses(words):
-    done = cli(*words)
-    assert done.returncode == 2 and 'Traceback' not in done.stderr
+@pytest.mark.parametrize('words, message', MISTAKES)
+def test_mistakes_end_in_one_line(run, tmp_path, words, message):
+    before = files(run)
+    named = dict(RUN=str(run), NEW=str(tmp_path / 'new'))
+    refused([re.sub('RUN|NEW', lambda found: named[found[0]], str(word)) for word in words], message)
+    assert files(run) == before and not (tmp_path / 'new').exists()
+
+def test_a_mistake_is_one_line_of_the_program_too(tmp_path):
+    done = cli('train', '--blocks', -1, '--out', tmp_path / 'new')
+    assert (done.returncode, done.stderr.count('\n'), done.stdout) == (2, 1, '')
+
+def test_hyphens_are_underscores(run, tmp_path):
+    out = tmp_path / 'x'
+    words = ['train', *SMALL[:-2], '--batch-size', 16, '--no-learn-ends', '--steps', 1, '--out', out]
+    status, _, err = said(*words)
+    assert status == 0, err
+    assert json.loads((out / 'config.json').read_text())['fit']['batch_size'] == 16
+
+def test_help_shows_the_preset_in_force(capsys):
+    from mulan_vdm.cli import main
+    for words, held in (([], '(default: 32)'), (['--preset', 'vdm-cifar10'], '(default: 128)'),
+                        (['--preset', 'vdm-imagenet32'], '(default: 256)')):
+        with pytest.raises(SystemExit): main(['train', *words, '--help'])
+        told = ' '.join(capsys.readouterr().out.split())
+        assert held in re.search('--channels CHANNELS (width.*?) --blocks', told)[1]
+        assert f"Preset {words[-1] if words else 'vdm-digits'} is in force" in told
 
 @pytest.mark.parametrize('damage, message', [(lambda b: b[:len(b) // 2], 'truncated or damaged'),
     (lambda b: b'not a checkpoint' * 100, 'truncated or damaged'), (lambda b: b'', 'truncated or damaged')])
@@ -125,3 +193,72 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     from safetensors.torch import load_file
     tensors = load_file(out / 'checkpoint' / 'state.safetensors')
     assert tensors and all(v.isfinite().all() for name, v in tensors.items() if name.startswith('model.'))
+
+def test_a_bug_says_how_to_report_it(run, monkeypatch):
+    import mulan_vdm.reports
+    def broken(*_, **__): return {}['nothing']
+    monkeypatch.setattr(mulan_vdm.reports, 'describe_run', broken)
+    status, out, err = said('info', run)
+    assert status == 1 and err.count('\n') == 1
+    found = re.search(r"a bug in mulan-vdm [\d.]+ \(KeyError: 'nothing'\); please send (\S+) to http", err)
+    kept = Path(found[1])
+    assert "in broken" in kept.read_text() and f'info {run}' not in err
+    kept.unlink()
+    with pytest.raises(KeyError): said('info', run, '--debug')
+
+def test_control_c_is_one_line_and_130(run):
+    words = [sys.executable, '-m', 'mulan_vdm.cli', 'evaluate', str(run), '--draws', '100000']
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=ENV) as process:
+        time.sleep(6)
+        process.send_signal(signal.SIGINT)
+        err = process.communicate()[1]
+    assert (process.returncode, err) == (130, 'mulan-vdm: interrupted\n')
+
+NO_HOME = """
+import os, pwd, sys
+os.environ.pop('HOME', None)
+def unknown(*_): raise KeyError('no such user')
+pwd.getpwuid = pwd.getpwnam = unknown
+from mulan_vdm.cli import main
+sys.exit(main())
+"""
+
+@pytest.mark.parametrize('words, surroundings', [
+    ('evaluate RUN --draws 2', dict(PYTHONIOENCODING='ascii')), ('train', dict(MPLBACKEND='nonsense')),
+    ('train', dict(WORLD_SIZE='', RANK='', LOCAL_RANK='')), ('info', 'home'), ('compare RUN', 'read')])
+def test_surroundings_change_nothing(run, tmp_path, words, surroundings):
+    "Encodings without signs, unknown screens, empty variables, no home, a folder for reading only."
+    env = surroundings if isinstance(surroundings, dict) else {}
+    start = ['-c', NO_HOME] if surroundings == 'home' else ['-m', 'mulan_vdm']
+    where = '/proc' if surroundings == 'read' else tmp_path
+    words = [str(run) if word == 'RUN' else word for word in words.split()]
+    if words == ['train']: words += [*SMALL, '--steps', '1', '--out', 'é']
+    if surroundings == 'read': said('evaluate', run, '--draws', 2)
+    done = subprocess.run([sys.executable, *start, *words], capture_output=True, cwd=where,
+                          env={**ENV, 'PYTHONPATH': os.pathsep.join(sys.path), **env})
+    assert done.returncode == 0, done.stderr
+    if 'PYTHONIOENCODING' in env: assert b'+-' in done.stdout
+
+def test_a_closed_pipe_and_a_full_disk():
+    command = f'{sys.executable} -m mulan_vdm'
+    done = subprocess.run(['bash', '-c', f'{command} info | head -1; echo ${{PIPESTATUS[0]}}'],
+                          capture_output=True, text=True, env=ENV)
+    assert (done.stdout.splitlines()[1], done.stderr) == ('0', '')
+    full = subprocess.run(['bash', '-c', f'{command} info > /dev/full'], capture_output=True, text=True,
+                          env=ENV)
+    assert (full.returncode, full.stderr) == (1, 'mulan-vdm: no space left on device: make room\n')
+
+def test_a_log_is_short_and_has_the_loss(tmp_path):
+    done = cli('train', *SMALL, '--steps', 60, '--out', tmp_path / 'x')
+    assert done.returncode == 0 and '\r' not in done.stderr and '%|' not in done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 10
+    assert re.fullmatch(r'step 60 of 60: \d\.\d{3} bits/dim, \d+ s', lines[-1])
+
+def test_train_in_a_thread(tmp_path):
+    found = []
+    words = ['train', *SMALL, '--steps', '1', '--out', tmp_path / 'x']
+    thread = threading.Thread(target=lambda: found.append(said(*words)))
+    thread.start()
+    thread.join()
+    assert found[0][0] == 0, found

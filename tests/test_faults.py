@@ -545,6 +545,11 @@ def forgeries(tensors):
               'momentum.0', 'model.net.conv_in.weight.', 'Model.x', 'ema.module'):
         yield k, {**tensors, k: torch.ones(1)}
     for k in ('optimizer.1.exp_avg_sq', 'optimizer.1.step'): yield k, {**tensors, k: -tensors[k] - 1}
+    scale = {f'scaler.{k}': torch.tensor(1., dtype=torch.float64)
+             for k in (*torch.amp.GradScaler('cpu').state_dict(), 'skipped', 'row')}
+    for k, v in scale.items():
+        yield k, {**tensors, **{name: v for name, v in scale.items() if name != k}}
+        for bad in (v[None], v.float(), -v, v * float('nan')): yield k, {**tensors, **scale, k: bad}
 
 def test_a_forged_checkpoint_is_refused(tmp_path):
     """Moments of one element and of none, which the fused optimizer would leave behind; weights, averages,
@@ -560,3 +565,32 @@ def test_a_forged_checkpoint_is_refused(tmp_path):
         assert 'another model' in said or 'is not finite' in said or 'is negative' in said, said
     assert tried > 50
     run.checkpoint().write_bytes(whole); train(run, steps=8)
+
+# ---- the data of a run
+
+def test_other_images_of_the_same_name_are_refused(tmp_path):
+    """A folder with one picture exchanged, or one more: not to be continued, not evaluated; put back as it
+    was, the run goes on. A run that does not know its images goes on with any."""
+    images = tmp_path / 'images'
+    for i in range(12): picture(images / ('test' if i < 3 else 'train') / f'{i}.png', 8, i)
+    words = ['train', '--data', 'folder', '--path', str(images), '--channels', '4', '--blocks', '1',
+             '--batch_size', '4', '--out', str(tmp_path / 'run')]
+    assert cli.main([*words, '--steps', '2']) == 0
+    run = Run(tmp_path / 'run')
+    assert run.config['fingerprint'] == run.data().fingerprint
+    kept = {p: p.read_bytes() for p in images.rglob('*.png')}
+    def exchange(): picture(images / 'train' / '5.png', 8, 99)
+    def add(): picture(images / 'test' / '99.png', 8, 99)
+    for change in (exchange, add):
+        change()
+        with pytest.raises(ValueError, match='was trained on other images: their fingerprint'): run.data()
+        for again in ([*words, '--resume', '--steps', '4'], ['evaluate', str(run)]):
+            assert cli.main(again) == 1
+        assert run.steps == 2
+        for p in images.rglob('*.png'): p.unlink()
+        for p, content in kept.items(): p.write_bytes(content)
+    assert cli.main([*words, '--resume', '--steps', '3']) == 0
+    exchange()
+    config = {k: v for k, v in run.config.items() if k != 'fingerprint'}
+    run.file('config').write_text(json.dumps(config))
+    assert cli.main([*words, '--resume', '--steps', '4']) == 0 and run.steps == 4

@@ -21,8 +21,10 @@ from mulan_vdm.codec import Codec, RealCodec
 from mulan_vdm.data import load, Split
 from mulan_vdm.diffusion import Diffusion
 from mulan_vdm.nets import MLP, UNet
+from mulan_vdm.processes import Rows
 from mulan_vdm.runs import Run
-from mulan_vdm.schedules import Linear
+from mulan_vdm.schedules import Linear, make_schedule, schedules
+from mulan_vdm.systems import build, presets
 from mulan_vdm.training import fit, interruptible
 
 ROOT = Path(__file__).parent.parent
@@ -487,7 +489,6 @@ def test_the_bound_on_test_images(tmp_path):
 def test_the_quick_bound_uses_even_levels(schedule):
     from mulan_vdm.oracles import GaussianOracle
     from mulan_vdm.objective import x_prediction
-    from mulan_vdm.schedules import make_schedule
     from mulan_vdm.codec import bits_per_dim
     torch.manual_seed(0)
     oracle = GaussianOracle(torch.zeros(4).double(), torch.eye(4).double())
@@ -594,3 +595,91 @@ def test_tensorboard(tmp_path):
     last(fit(points(), moons, out=tmp_path / 'a', track='tensorboard', **options))
     assert list((tmp_path / 'a').rglob('events.out.tfevents.*'))
     assert len(log(tmp_path / 'a')) == 6
+
+# ---- one wait a step, one graph
+
+class Waits(torch.utils._python_dispatch.TorchDispatchMode):
+    "Counts what reads a number off its device, or needs one to know a shape."
+    asking = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default,
+              torch.ops.aten.equal.default, torch.ops.aten.is_nonzero.default}
+
+    def __init__(self):
+        super().__init__()
+        self.n = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.n += op in self.asking
+        return op(*args, **(kwargs or {}))
+
+class Fetches(torch.overrides.TorchFunctionMode):
+    "Counts what copies a tensor to the host at once."
+    def __init__(self):
+        super().__init__()
+        self.n = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.n += getattr(function, '__name__', '') in ('tolist', 'numpy', 'cpu')
+        return function(*args, **(kwargs or {}))
+
+def small(name, **more):
+    "A preset's model, small."
+    preset = presets[name]
+    arguments = {**preset['model'], 'channels': 8, 'blocks': 1, 'event_shape': (1, 8, 8), 'vocab': 17, **more}
+    return build(dict(system=preset['system'], model=arguments))
+
+systems_small = [('vdm-digits', {}), ('vdm-digits', dict(schedule='adaptive')),
+                 ('mulan-digits', dict(encoder_channels=8, clock=True)),
+                 ('mulan-digits', dict(encoder_channels=8, latent='categorical')),
+                 ('mulan-digits', dict(encoder_channels=8, latent='gaussian')),
+                 ('vdmpp-digits', {}), ('repvdm-digits', dict(encoder_channels=8))]
+
+@pytest.mark.parametrize('name, more', systems_small)
+@pytest.mark.parametrize('how', [dict(), dict(accumulate=2), dict(flip=True, drop=0.5)])
+def test_a_step_waits_once(name, more, how):
+    "Loss, terms, norm, and whether to end or to save, are fetched together; nothing else is asked for."
+    steps = fit(small(name, **more), digits, **{**options, **how})
+    next(steps)
+    with Waits() as waits, Fetches() as fetches: next(steps)
+    assert (waits.n, fetches.n) == (0, 1)
+
+def test_a_learned_end_is_asked_for():
+    "What the counter is able to see."
+    steps = fit(small('vdm-digits', learn_ends=True), digits, **options)
+    next(steps)
+    with Waits() as waits, Fetches() as fetches: next(steps)
+    assert (waits.n, fetches.n) == (1, 1)
+
+@pytest.mark.parametrize('name, more', [systems_small[i] for i in (0, 2, 5, 6)])
+def test_the_objective_is_one_graph(name, more):
+    "Nothing breaks it (`fullgraph` raises where something does); value and gradient are those of eager."
+    model = small(name, **more).train()
+    x, y = digits.train.x[:8], digits.train.y[:8] if name.startswith('vdmpp') else None
+    noise = torch.get_rng_state()
+    def loss(x): return model(x, y=y, rows=Rows(), check=False).loss.mean()
+    def found(function):
+        torch.set_rng_state(noise)
+        model.zero_grad()
+        value = function(x)
+        value.backward()
+        return value.detach(), {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    expected = found(loss)
+    model.load_state_dict(state)
+    torch._dynamo.reset()
+    value, gradient = found(torch.compile(loss, fullgraph=True, backend='eager'))
+    torch.testing.assert_close(value, expected[0])
+    torch.testing.assert_close(gradient, expected[1], rtol=1e-4, atol=1e-4)
+
+@pytest.mark.parametrize('name', list(schedules))
+@pytest.mark.parametrize('learned', [False, True])
+def test_a_fixed_start_is_where_it_starts(name, learned):
+    "What the decoder is told instead of asking is gamma(0), also after the schedule has learned."
+    if learned and not schedules[name].learns_ends: return
+    torch.manual_seed(0)
+    schedule = make_schedule(name, -8., 4., learned, event_shape=(1, 2, 2))
+    for p in schedule.parameters(): torch.nn.init.normal_(p, std=0.3)
+    for _ in range(3): schedule.observe(torch.empty(50, 1, 1, 1).uniform_(-8, 4), torch.rand(50, 1, 1, 1))
+    start = schedule.fixed_start()
+    found = schedule(torch.zeros(1, 1, 1, 1))
+    assert (start is None) == learned
+    if start is not None: torch.testing.assert_close(found, torch.full_like(found, start), rtol=0, atol=1e-3)
