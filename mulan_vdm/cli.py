@@ -10,7 +10,8 @@ import contextlib
 import inspect
 import os
 import sys
-from typing import Any, Callable
+import warnings
+from typing import Any, Callable, Iterator
 from . import __version__
 from .words import (add_flags, as_program, emit, end_bars, Parser, reading, spoken, suggestion,
                              told, Usage, watched, with_lines)
@@ -241,6 +242,16 @@ def _command(argv: list[str]) -> str: # words of the command line
     near = suggestion(first, commands) or f": choose one of {', '.join(commands)}"
     raise Usage(f'unknown command {first!r}{near}')
 
+# %% ../nbs/25_cli.ipynb #ed776163
+@contextlib.contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    "Meanwhile a warning is one line of standard error."
+    def tell(message: Warning, *_, **__) -> None:
+        emit(f"mulan-vdm: {' '.join(str(message).split())}", sys.stderr)
+    with warnings.catch_warnings():
+        warnings.showwarning = tell
+        yield
+
 # %% ../nbs/25_cli.ipynb #b0bb4bfa
 def main(argv: list[str] | None = None # words of the command line; sys.argv by default
         ) -> int: # exit status
@@ -250,7 +261,7 @@ def main(argv: list[str] | None = None # words of the command line; sys.argv by 
     argv = [word for word in argv if word != '--debug']
     try:
         command = _command(argv)
-        _say(_answer(command, argv[1:]))
+        with _warnings_in_one_line(): _say(_answer(command, argv[1:]))
         return 0
     except (Exception, KeyboardInterrupt) as error:
         if shown: raise

@@ -258,7 +258,7 @@ class Progress(NamedTuple):
     "What `fit` yields after each step."
     step: int         # steps done
     loss: float       # training objective, bits/dim
-    terms: dict[str, float] # of the bound, bits/dim, this batch
+    terms: dict[str, float] # estimates from this batch at training's times, bits/dim; no bound
     lr: float         # learning rate of this step
     grad_norm: float  # before clipping; not finite in a step that was left out
     seconds: float    # trained so far, over all resumes
