@@ -644,7 +644,7 @@ def compress_run(run: str | Path, # run folder, or mulan-digits, which comes wit
     start = time.time()
     out = Path(out)
     model, config, _ = load_run(run)
-    data = load(**config['data'])
+    data = load(**(config.get('data') or model.card['data']))
     model = model.to(device())
     sides = dict(test=data.test.x, train=data.train.x)
     x = _Pictures(Path(images), data.event_shape) if images else choose('split', split, sides)
