@@ -97,7 +97,7 @@ def denoiser(event_shape: tuple[int, ...], # shape of one example: (C, H, W) or 
              # exponents of the Fourier features; in a system by default those of its vocab
              fourier: tuple[float, ...] | None = None,
              dropout: float = 0.1,  # in the residual blocks
-             # attend in the middle of unet? levels of adm that attend
+             # attend in the middle of unet? levels of adm that attend, True for all but the first
              attention: bool | tuple[int, ...] | None = True,
              everywhere: bool = False, # attend behind every block of unet too?
              position: bool = False, # a learned position map in unet?
@@ -121,7 +121,8 @@ def denoiser(event_shape: tuple[int, ...], # shape of one example: (C, H, W) or 
                          "style='ours'")
     if not size: return MLP(c, channels, blocks, fourier, classes, reads, gamma_map)
     if network == 'adm':
-        net = ADM(c, channels, blocks, tuple(multipliers), tuple(attention), dropout=dropout,
+        if attention is True: attention = range(1, len(multipliers)) # all but the first
+        net = ADM(c, channels, blocks, tuple(multipliers), tuple(attention or ()), dropout=dropout,
                   classes=classes, fourier=fourier, latent=reads)
         net.fits(*size)
         return net
@@ -501,12 +502,15 @@ def save_pretrained(self: Diffusion,
                     **facts             # for the card: release, steps, bpd, bpd_se, n, licence, ...
                    ) -> Path:           # the folder
     """Writes config.json, model.safetensors and README.md. Raises ValueError for a model of no
-    system and weights that are not finite."""
+    system and weights that are not finite, FileExistsError for a run folder."""
     if not hasattr(self, 'config'):
         raise ValueError(f'{type(self).__name__} has no configuration: build it by a system, such '
                          'as vdm, or by a function of yours with @system')
     facts = {**getattr(self, 'card', {}), **facts}
     folder = Path(folder)
+    if (folder / 'checkpoint').exists():
+        raise FileExistsError(f'{folder} is a run folder, whose config.json would be lost: name '
+                              'another')
     tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
     _check_weights(tensors, folder)
     config = json.dumps(dict(self.config, card=facts), indent=2, allow_nan=False)
@@ -548,13 +552,16 @@ def from_pretrained(cls: Diffusion,
     """The model of a folder, of the package or of the hub. Raises FileNotFoundError for one that
     is not there, ValueError for one that is damaged."""
     place = _place_of(name, revision)
+    for file in ('config.json', 'model.safetensors'):
+        if not (place / file).is_file():
+            raise FileNotFoundError(f'{place} has no {file}: name a folder of save_pretrained; a '
+                                    'run folder is read by load_run')
     try:
         config = json.loads((place / 'config.json').read_text(encoding='utf-8'))
         card = config.pop('card', {})
         tensors = unpacked((place / 'model.safetensors').read_bytes())
         model = build(config)
         model.load_state_dict(tensors)
-    except FileNotFoundError: raise
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as e:
         said = ' '.join(str(e).split())[:200]
         raise ValueError(f'{place} holds no model of this package, or a damaged one ({said}): '
