@@ -27,6 +27,9 @@ def mean_se(values: Tensor, # one per image (N,)
            ) -> tuple[float, float]: # mean, standard error
     """Mean over images and its standard error, within classes if they are given. Raises
     ValueError for a class of one."""
+    if len(values) < 2:
+        raise ValueError(f"{len(values)} image of which no standard error can be made: "
+                         "add test images, two at least")
     if strata is None: strata = torch.zeros(len(values), dtype=torch.long)
     groups = [values[strata == c] for c in strata.unique()]
     if min(map(len, groups)) < 2:
