@@ -10,11 +10,10 @@ import contextlib
 import inspect
 import os
 import sys
-import warnings
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
 from . import __version__
-from .words import (add_flags, as_program, emit, end_bars, Parser, reading, spoken, suggestion,
-                             told, Usage, watched)
+from .words import (add_flags, as_program, emit, end_bars, Parser, plugged, reading, spoken,
+                             suggestion, told, Usage, warnings_in_one_line, watched)
 
 # %% ../nbs/25_cli.ipynb #f2090b0f
 _given = 'model', 'data', 'out', 'config', 'resume', 'progress', 'previous', 'stop' # by `train`
@@ -45,16 +44,6 @@ def train_parser(system: str, # name of the system whose arguments are flags
     add_flags(training, fit, _given, values)
     return p
 
-# %% ../nbs/25_cli.ipynb #2e8e58a0
-def _whole_config(run: 'Run') -> dict:
-    "The configuration of a run to resume. Raises ValueError for one that is not whole."
-    config = run.config
-    for part, kind in dict(system=str, data=dict, model=dict, fit=dict).items():
-        if not isinstance(config.get(part), kind):
-            raise ValueError(f"{run.file('config')} has no {part}: a run of mulan-vdm train can be resumed "
-                             "here, one of fit in Python")
-    return config
-
 # %% ../nbs/25_cli.ipynb #a1b1d550
 def _base(argv: list[str]) -> dict: # words of `mulan-vdm train`
     "The configuration that the other words are laid over: that of the run to resume, or a preset."
@@ -65,7 +54,12 @@ def _base(argv: list[str]) -> dict: # words of `mulan-vdm train`
     for name in ('preset', 'out', 'data'): p.add_argument(f'--{name}', **reading(name, str))
     p.add_argument('--resume', action='store_true')
     known, _ = p.parse_known_args(argv)
-    if 'resume' in known and 'out' in known: return translated(_whole_config(Run(known.out)))
+    if 'resume' in known and 'out' in known:
+        run = Run(known.out)
+        for part in ('system', 'data', 'model', 'fit'):
+            if part in run.config: continue
+            raise ValueError(f"{run.file('config')} has no {part}: resume it in Python")
+        return translated(run.config)
     name = getattr(known, 'preset', None) or preset_for(getattr(known, 'data', 'digits'))
     return dict(choose('preset', name, presets), preset=name)
 
@@ -157,8 +151,8 @@ def train(argv: list[str] # words after `mulan-vdm train`
     config['model'] = {**model.config['model'], 'event_shape': list(data.event_shape)}
     many = f'{launched()} processes, ' if launched() > 1 else ''
     size = sum(p.numel() for p in model.parameters())
-    _say(f"{config['system']} on {data}\n{size:,} parameters, {many}run folder {run}"
-         + spoken(noise_warning(model), ['gamma_min']))
+    _say(f"{config['system']} on {data}\n{size:,} parameters, {many}run folder {run}")
+    if said := noise_warning(model): _say(spoken(said, ['gamma_min']))
     steps = config['fit'].get('steps', inspect.signature(fit).parameters['steps'].default)
     now = None
     with interruptible() as stop:
@@ -202,27 +196,16 @@ def _flag_names(command: str) -> set[str]:
     return names - {'run', 'runs', 'name', 'argv', 'file'} | {'data', 'out', 'preset'}
 
 # %% ../nbs/25_cli.ipynb #b32d3128
+# arguments that are words without a flag; otherwise the run
+_places = dict(compare=('runs',), convert=('file',), compress=('run', 'images'), decompress=('file',))
+
 def _answer(command: str, argv: list[str]) -> str: # words after the command; what to print
     "The command's function, called with what the words say."
     if command == 'train': return train(argv)
     function = _function(command)
     about = function.__doc__.partition(' Raises ')[0]
     p = Parser(f'mulan-vdm {command}', description=about)
-    text = reading('run', str)
-    if command == 'compare': p.add_argument('runs', nargs='+', help='run folders', **text)
-    elif command == 'convert':
-        p.add_argument('file', help='checkpoint, such as ckpt-223.flax', **text)
-        p.add_argument('--out', required=True, help='run folder', **text)
-    elif command == 'compress':
-        p.add_argument('run', help='run folder', **text)
-        p.add_argument('images', nargs='?', help='folder of pictures; its own by default', **text)
-        p.add_argument('--out', help='file to write (default: images.mvz)', **text)
-    elif command == 'decompress':
-        p.add_argument('file', help='what compress wrote', **text)
-        p.add_argument('--run', required=True, help='the run that wrote it, or a copy', **text)
-        p.add_argument('--out', required=True, help='folder of pictures, or array .npy', **text)
-    else: p.add_argument('run', nargs='?' if command == 'info' else None, help='run folder', **text)
-    add_flags(p, function, ('run', 'runs', 'progress', 'file', 'out', 'images'))
+    add_flags(p, function, ('progress',), places=_places.get(command, ('run',)))
     given = vars(p.parse_args(argv))
     if 'progress' in inspect.signature(function).parameters: given['progress'] = watched()
     return str(function(**given))
@@ -242,36 +225,6 @@ def _command(argv: list[str]) -> str: # words of the command line
     near = suggestion(first, commands) or f": choose one of {', '.join(commands)}"
     raise Usage(f'unknown command {first!r}{near}')
 
-# %% ../nbs/25_cli.ipynb #ed776163
-@contextlib.contextmanager
-def _warnings_in_one_line() -> Iterator[None]:
-    "Meanwhile a warning is one line of standard error."
-    def tell(message: Warning, *_, **__) -> None:
-        emit(f"mulan-vdm: {' '.join(str(message).split())}", sys.stderr)
-    with warnings.catch_warnings():
-        warnings.showwarning = tell
-        yield
-
-# %% ../nbs/25_cli.ipynb #ce826106
-def _plugged(argv: list[str]) -> list[str]: # the other words
-    "Imports the modules that --plugin names; raises Usage for one that is not there."
-    from importlib import import_module
-    rest = []
-    words = iter(argv)
-    for word in words:
-        flag, equals, name = word.partition('=')
-        if flag != '--plugin':
-            rest.append(word)
-            continue
-        name = name if equals else next(words, '')
-        if not name: raise Usage('--plugin wants the name of a module')
-        if os.getcwd() not in sys.path: sys.path.insert(0, os.getcwd())
-        try: import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name != name: raise
-            raise Usage(f'--plugin {name}: no such module here or installed') from None
-    return rest
-
 # %% ../nbs/25_cli.ipynb #b0bb4bfa
 def main(argv: list[str] | None = None # words of the command line; sys.argv by default
         ) -> int: # exit status
@@ -280,9 +233,9 @@ def main(argv: list[str] | None = None # words of the command line; sys.argv by 
     shown = '--debug' in argv or os.environ.get('MULAN_VDM_TRACEBACK')
     argv = [word for word in argv if word != '--debug']
     try:
-        argv = _plugged(argv)
+        argv = plugged(argv)
         command = _command(argv)
-        with _warnings_in_one_line(): _say(_answer(command, argv[1:]))
+        with warnings_in_one_line(): _say(_answer(command, argv[1:]))
         return 0
     except (Exception, KeyboardInterrupt) as error:
         if shown: raise

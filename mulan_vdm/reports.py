@@ -10,7 +10,6 @@ __all__ = ['Result', 'against_guessing', 'noise_left', 'noise_warning', 'new_fil
 # %% ../nbs/23_reports.ipynb #b0cde917
 import contextlib
 import csv
-import io
 import math
 import numpy as np
 import os
@@ -22,6 +21,7 @@ import torchvision
 import warnings
 import zipfile
 from fastcore.basics import AttrDict
+from fastcore.meta import delegates
 from pathlib import Path
 from PIL import Image
 from torch import Tensor
@@ -32,12 +32,12 @@ from .processes import device, first_process, Rows, seeded
 from .latents import Gaussian
 from .diffusion import Diffusion, fixed_variance, large_variance
 from .sampling import sample
-from .data import available, Data, load
+from .data import available, Data, load, Split
 from .systems import build, presets
 from .runs import load_run, Run
 from .evaluation import evaluate, Evaluation, importance_evaluate, mean_se
 from .likelihood import ode_evaluate
-from .judging import in_batches, sample_scores, train_judge
+from .judging import check_scores, in_batches, sample_scores, train_judge
 from .probing import describe, latent_report, pixels, principal, probe
 from .compression import (compress, Contents, contents, decompressed,
                                    picture_sizes)
@@ -62,7 +62,7 @@ def against_guessing(bpd: float, vocab: int | None) -> str:
     if vocab is None or bpd <= math.log2(vocab): return ''
     return f' (knowing nothing costs {math.log2(vocab):.3f}: {vocab} levels, each as likely)'
 
-# %% ../nbs/23_reports.ipynb #bd450920
+# %% ../nbs/23_reports.ipynb #af1e61d4
 @torch.no_grad()
 def noise_left(model: Diffusion # of integers
               ) -> float:
@@ -73,11 +73,17 @@ def noise_left(model: Diffusion # of integers
     return model.codec.vocab / 2 * (gamma / 2).exp().mean().item()
 
 def noise_warning(model: Diffusion) -> str:
-    "A line of its own if more than 0.3 levels of noise are left at the clean end; else empty."
+    "A line if more than 0.3 levels of noise are left at the clean end; else empty."
     levels = model.codec.vocab
     if levels is None or noise_left(model) <= 0.3: return ''
-    return (f'\nwarning: {noise_left(model):.2f} levels of noise are left at the clean end, and every '
+    return (f'warning: {noise_left(model):.2f} levels of noise are left at the clean end, and every '
             f'pixel pays for them: set gamma_min={2 * math.log(0.33 / levels):.1f} or below')
+
+# %% ../nbs/23_reports.ipynb #9affd11e
+def _remarks(model: Diffusion, bpd: float) -> str:
+    "Lines, each with a line break before, that belong under a figure in bits/dim; mostly none."
+    said = [against_guessing(bpd, model.codec.vocab).strip(' ()'), noise_warning(model)]
+    return ''.join(f'\n{line}' for line in said if line)
 
 # %% ../nbs/23_reports.ipynb #25e2ad86
 def new_file(argument: str,     # that names it, for messages
@@ -89,7 +95,9 @@ def new_file(argument: str,     # that names it, for messages
     if not file.suffix and file.name: file = file.with_name(file.name + ending)
     folder = file.parent
     said = f"{argument}='{path}':"
-    if file.is_dir(): raise IsADirectoryError(f"{said} that is a folder, name a file in it")
+    try: there = file.is_dir()
+    except OSError as e: raise OSError(f"{said} {e.strerror.lower()}, choose another name") from None
+    if there: raise IsADirectoryError(f"{said} that is a folder, name a file in it")
     if not folder.is_dir():
         raise NotADirectoryError(f"{said} there is no folder '{folder}', make it first")
     if not os.access(folder, os.W_OK):
@@ -216,42 +224,116 @@ def _about(run: Run, data: Data) -> dict: # JSON-ready
                 seconds=run.seconds)
 
 # %% ../nbs/23_reports.ipynb #1d7e64d9
+_goes_with = dict(vlb=('samples', 'T', 'even'), ode=('tolerance', 'trace', 'dequantization'))
+
+def _check_method(method: str,
+                  given: dict # arguments of one method alone
+                 ) -> None:
+    "Raises ValueError for an unknown method and for arguments that it does not look at."
+    choose('method', method, _goes_with)
+    for other, names in _goes_with.items():
+        for name in names:
+            if other != method and given[name] is not None:
+                raise ValueError(f"{name}={given[name]} goes with method={other}, not {method}: "
+                                 "leave one of them out")
+
+# %% ../nbs/23_reports.ipynb #8ca4204f
+def _images(run: Run, model: Diffusion,
+            data: str | None, # another data set; the run's own by default
+            of: dict          # other arguments of `load`
+           ) -> Data:
+    "The images that are asked about. Raises ValueError for those that the model does not take."
+    if data is None:
+        for name, value in of.items():
+            raise ValueError(f"{name}={value!r} without data=...: name the data set that it belongs to")
+        return run.data()
+    images = load(data, **of)
+    kinds = [(tuple(shape), vocab) for shape, vocab in ((images.event_shape, images.vocab),
+                                                        (model.event_shape, model.codec.vocab))]
+    if kinds[0] != kinds[1]:
+        its, mine = (f"{shape} of {vocab or 'no'} levels" for shape, vocab in kinds)
+        raise ValueError(f"data={data}: its images are {its}, those of {run} {mine}: "
+                         "make them alike by bits=... or size=..., or name other data")
+    return images
+
+def _chosen(data: Data, split: str, n: int | None) -> tuple[Data, Tensor]:
+    """Data whose test split is what was asked for, and the places of its images in their split. Raises
+    ValueError for an unknown split and more images than there are."""
+    side = choose('split', split, dict(train=data.train, test=data.test))
+    places = Split(torch.arange(len(side.x))[:, None]).some(n).x[:, 0]
+    if split == 'test' and n is None: return data, places
+    return data._replace(test=Split(side.x[places])), places
+
+# %% ../nbs/23_reports.ipynb #8ecdaadb
+def _write_table(file: Path, found: Evaluation,
+                 places: Tensor,   # of its images in their split (N,)
+                 y: Tensor | None # labels of the whole split
+                ) -> None:
+    "One line per image, as CSV: its place, label, bits/dim, their standard error, and the terms."
+    labels = [''] * len(places) if y is None else y[places].tolist()
+    columns = [places.tolist(), labels, found.bpd.tolist(), found.noise.tolist()]
+    columns += [v.tolist() for v in found.terms.values()]
+    temporary = file.with_name(f'{file.name}.{os.urandom(4).hex()}.tmp')
+    with open(temporary, 'w', newline='') as out:
+        rows = csv.writer(out)
+        rows.writerow(['image', 'label', 'bits/dim', 'std. error', *found.terms])
+        rows.writerows(zip(*columns))
+    os.replace(temporary, file)
+
+# %% ../nbs/23_reports.ipynb #7f9b8721
+@delegates(load, but=('name',))
 def evaluate_run(run: str | Path, # run folder
                  method: str = 'vlb', # vlb, the variational bound; ode, the probability flow
                  # per image: times and noises of vlb, about 32,768 in all by default; paths of
                  # ode, one by default
                  draws: int | None = None,
-                 samples: int = 1, # vlb: latents per image for the K-draw bound
-                 n: int | None = None, # ode: how many test images, chosen once and for all; all by default
+                 samples: int | None = None, # vlb: latents per image for the K-draw bound; 1 by default
+                 n: int | None = None, # how many images, chosen once and for all; all by default
                  batch_size: int = 128, # images per batch
-                 T: int | None = None, # vlb: number of steps; None for continuous time
+                 T: int | None = None, # vlb: number of steps; continuous time by default
                  grid: str = 'time', # of steps: even in time, or best, where they cost least
                  variance: str = 'fixed', # of a step back: fixed, large, or matched to the errors
                  # vlb: noise levels even in log SNR, not the schedule's own? By default wherever one
                  # schedule serves all pixels
                  even: bool | None = None,
-                 tolerance: float = 1e-4, # ode: error per step
-                 trace: str = 'rademacher', # ode: rademacher or gaussian probe, or exact
-                 dequantization: str = 'truncated_normal', # ode: truncated_normal or uniform
+                 tolerance: float | None = None, # ode: error per step, 1e-4 by default
+                 # ode: exact, or of probes, gaussian or, by default, rademacher
+                 trace: str | None = None,
+                 dequantization: str | None = None, # ode: truncated_normal, the default, or uniform
+                 data: str | None = None, # name of other data; the run's own by default
+                 split: str = 'test', # its side: test or train
+                 table: str | None = None, # file for a line per image, CSV
                  seed: int = 0, # of everything drawn
-                 progress: bool = False # show a progress bar?
-                ) -> Evaluation:
-    """Likelihood of the test images in bits/dim, every image once, with standard errors; writes
-    report.json and per_image.npz (vlb), or report_ode.json and per_image_ode.npz."""
-    choose('method', method, dict(vlb=_bound, ode=_flow))
-    if method == 'ode': extra('torchode', 'flow')
-    run, (model, _, steps) = Run(run), load_run(run)
-    data, start = run.data(), time.time()
-    report = dict(_about(run, data), split='test', method=method, seed=seed, steps=steps)
-    how = dict(seed=seed, batch_size=batch_size, progress=progress)
+                 progress: bool = False, # show a progress bar?
+                 **kwargs) -> Evaluation:
+    """Likelihood of images in bits/dim, every image once, with standard errors. For the run's own test
+    images writes report.json and per_image.npz (vlb), or report_ode.json and per_image_ode.npz."""
     options = dict(tolerance=tolerance, trace=trace, dequantization=dequantization)
+    _check_method(method, dict(options, samples=samples, T=T, even=even))
+    if method == 'ode': extra('torchode', 'flow')
+    if table: table = new_file('table', table, '.csv')
+    run, (model, _, steps) = Run(run), load_run(run)
+    start = time.time()
+    whole = _images(run, model, data, kwargs)
+    images, places = _chosen(whole, split, n)
+    report = dict(_about(run, whole), split=split, method=method, seed=seed, steps=steps)
+    how = dict(seed=seed, batch_size=batch_size, progress=progress)
     model = model.to(device())
-    chosen = _chosen_steps(model, data, report, T, variance, grid)
-    if method == 'vlb': found, said = _bound(model, data, report, draws, samples, chosen, even, **how)
-    else: found, said = _flow(model, data, report, draws, n, options=options, **how)
+    chosen = _chosen_steps(model, whole, report, T, variance, grid)
+    if method == 'vlb':
+        found, said = _bound(model, images, report, draws, samples or 1, chosen, even, **how)
+    else:
+        usual = dict(tolerance=1e-4, trace='rademacher', dequantization='truncated_normal')
+        options = {name: usual[name] if v is None else v for name, v in options.items()}
+        found, said = _flow(model, images, report, draws, None, options=options, **how)
     found = _Reported(*found)
-    found.text = f'{data.name}, test split, {len(found.bpd)} images, {said}'
+    found.text = f'{whole.name}, {split} split, {len(found.bpd)} images, {said}'
+    found.text += _remarks(model, found.bpd.mean().item())
     if not first_process(): return found
+    if table:
+        _write_table(table, found, places, getattr(whole, split).y)
+        found.text += f'\ntable: {table}'
+    if (data, split) != (None, 'test'): return found
     report['evaluation_seconds'] = round(time.time() - start, 1)
     kind = '' if method == 'vlb' else method
     found.text += f'\nreport: {run.write_report(report, kind, bpd=found.bpd, **found.terms)}'
@@ -271,13 +353,19 @@ def _labels(model: Diffusion, n: int, label: int | None) -> Tensor | None: # (n,
     return torch.arange(n) % classes if label is None else torch.full((n,), label)
 
 # %% ../nbs/23_reports.ipynb #4a8638af
-def _read_latents(path: str | Path) -> Tensor: # means (N, d)
-    "Latents of a file; raises FileNotFoundError or ValueError for a file that holds none."
-    if not Path(path).exists():
-        raise FileNotFoundError(f"latents='{path}' does not exist: write it by mulan-vdm encode")
-    try: return torch.from_numpy(np.load(path)['mean'])
+def _read_latents(path: str | Path, size: int) -> Tensor: # means (N, size)
+    "Latents of a file; raises FileNotFoundError or ValueError for a file that holds none of that size."
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"latents='{path}' does not exist, or is no file: write it by "
+                                "mulan-vdm encode")
+    try: found = torch.from_numpy(np.load(path)['mean'] + 0.).float()
     except (KeyError, ValueError, IndexError, TypeError, EOFError, zipfile.BadZipFile):
         raise ValueError(f"latents='{path}' holds no array `mean`: write it by mulan-vdm encode") from None
+    if found.shape[1:] != (size,) or not found.isfinite().all():
+        has = f'a latent of {size} numbers' if size else 'no latent'
+        raise ValueError(f"latents='{path}' holds {tuple(found.shape)} numbers, the run has {has}: name a "
+                         "file that mulan-vdm encode wrote for a run of this kind")
+    return found
 
 # %% ../nbs/23_reports.ipynb #0d464138
 def _verdict(report: dict # of sample_scores
@@ -329,9 +417,12 @@ def sample_run(run: str | Path, # run folder
     if score: extra('torchmetrics', 'scores')
     if step == 'ode': extra('torchode', 'flow')
     run, (model, config, trained) = Run(run), load_run(run)
-    w = None if latents is None else _read_latents(latents)[:n]
+    w = None if latents is None else _read_latents(latents, model.latent.size)[:n]
     n = n if w is None else len(w)
     y = _labels(model, n, label)
+    if y is None and guidance != 1:
+        raise ValueError(f"guidance={guidance}: the run was trained without classes; leave it out")
+    if score: check_scores(run.data(), n)
     start = time.time()
     given = {name: v if v is None else v.to(device()) for name, v in dict(w=w, y=y).items()}
     how = dict(steps=steps, step=step, grid=grid, guidance=guidance, clip=clip, clean=clean)
@@ -365,28 +456,27 @@ def _moments(model: Diffusion,
     return in_batches(lambda x: torch.stack(model.encode(x.to(device())), 1), x, batch_size)
 
 # %% ../nbs/23_reports.ipynb #2fbbeb4d
+@delegates(load, but=('name',))
 def encode_run(run: str | Path, # run folder
                out: str = 'z.npz', # file to write
                # another data set with images of the same shape; the run's own by default
                data: str | None = None,
-               path: str | None = None, # of that data set
-               size: int | None = None, # of its images
-               bits: int | None = None, # of its pixels
-               batch_size: int = 500 # images per call of the encoder
-              ) -> Result: # the arrays
+               batch_size: int = 500, # images per call of the encoder
+               **kwargs) -> Result: # the arrays
     """Latents of all images: arrays mean, std (N, d), label (N,; -1 if there is none) and split
     (N,; train or test). Raises FileExistsError for a file that is there."""
-    out = Path(out).with_suffix('.npz')
-    if out.exists(): raise FileExistsError(f"out={out} exists: name another file")
+    out = new_file('out', out, '.npz')
+    if out.exists(): raise FileExistsError(f"out='{out}' exists: name another file")
     model = Run(run).model().to(device())
-    images = Run(run).data() if data is None else load(data, bits, size, path)
+    if not model.latent.size: model.latent.moments(model.reference) # has none, and says so
+    images = _images(Run(run), model, data, kwargs)
     sides = images.train, images.test
     moments = torch.cat([_moments(model, side.x, batch_size) for side in sides]).numpy()
     label = [np.full(len(side.x), -1) if side.y is None else side.y.numpy() for side in sides]
     arrays = dict(mean=moments[:, 0], std=moments[:, 1], label=np.concatenate(label),
                   split=np.repeat(['train', 'test'], [len(side.x) for side in sides]))
-    temporary = out.with_name(out.name + '.tmp.npz')
-    np.savez(temporary, **arrays)
+    temporary = out.with_name(f'{out.name}.{os.urandom(4).hex()}.tmp')
+    with open(temporary, 'wb') as file: np.savez(file, **arrays)
     os.replace(temporary, out)
     return Result(f"{len(moments)} images of {images.name}, {moments.shape[-1]} numbers each\n"
                   f"latents: {out}", **arrays)
@@ -445,10 +535,23 @@ def explore_run(run: str | Path, # run folder
                ) -> Result: # pictures
     """Pictures of a Gaussian latent: reconstruction.png, crossing.png, traversal.png and
     neighbours.png in the run folder."""
+    if n < 2: raise ValueError(f"n={n}: pass at least 2 images across")
     run = Run(run)
     figures = latent_figures(run.model().to(device()), run.data(), n, steps)
     pictures = [run.write_picture(name, figure, 150) for name, figure in figures.items()]
     return Result('\n'.join(f'picture: {p}' for p in pictures), pictures=pictures)
+
+# %% ../nbs/23_reports.ipynb #1f32848b
+def _unlike(a: dict, b: dict) -> str: # reports
+    "In what two evaluations differ that cannot be compared image by image; empty if they can."
+    names = dict(data='data', release='release of the data', fingerprint='images', n='number of images',
+                 split='split', seed='seed', draws='number of draws', T='number of steps',
+                 variance='variance of a step', grid='grid of steps')
+    for name, words in names.items():
+        # version 0.1.0 did not know which images they were
+        if name == 'fingerprint' and not {name} <= a.keys() & b.keys(): continue
+        if a.get(name) != b.get(name): return words
+    return ''
 
 # %% ../nbs/23_reports.ipynb #e19ff055
 def _bounds(runs: list[Run]) -> list[dict]: # one row each
@@ -456,15 +559,13 @@ def _bounds(runs: list[Run]) -> list[dict]: # one row each
     reports = [run.report() for run in runs]
     values = [torch.from_numpy(run.per_image()['bpd']) for run in runs]
     strata = runs[0].data().strata
-    alike = lambda r: all(r.get(k, False) == reports[0].get(k, False)
-                          for k in ('data', 'release', 'n', 'seed', 'draws', 'T', 'variance', 'grid'))
-    # version 0.1.0 did not know which images they were
-    images = lambda r: r.get('fingerprint', reports[0].get('fingerprint'))
+    if strata is not None and len(strata) != len(values[0]): strata = None
     rows = []
     for run, r, bpd in zip(runs, reports, values):
-        paired = rows and alike(r) and images(r) == reports[0].get('fingerprint', images(r))
+        other = _unlike(r, reports[0])
+        paired = rows and not other
         rows.append(dict(run=str(run), system=r['system'], bpd=[r['bpd'], r['bpd_se']],
-                         latent=r['terms']['latent'][0],
+                         latent=r['terms'].get('latent', [0.])[0], unlike=other,
                          difference=list(mean_se(bpd - values[0], strata)) if paired else None,
                          steps=r['steps'], params=r['params'], seconds=r['seconds']))
     return rows
@@ -481,6 +582,8 @@ def _table(rows: list[dict], # of `_bounds`
         lines.append(f"{r['run']:{width}}{r['system']:8}{_with_error(r['bpd'], '9.4f')}"
                      f"{r['latent']:8.4f}{difference}{r['steps']:7}{r['params']:12,}"
                      f"{r['seconds']:9.0f}")
+    for r in rows[1:]:
+        if r['unlike']: lines.append(f"{r['run']}: no difference to the first, its {r['unlike']} is another")
     return '\n'.join(lines)
 
 # %% ../nbs/23_reports.ipynb #5c7d6237
@@ -544,14 +647,18 @@ def describe_run(run: str | Path # run folder
     "What a run is, how far it got, what it is worth, and its pictures."
     run = Run(run)
     config = run.config
-    lines = [f"{run}: {config['system']} on {config['data']['name']}, "
-             f"{run.steps} of {config['fit'].get('steps', '?')} steps"]
-    for part in ('data', 'model', 'fit'):
-        lines.append(f'{part:5} ' + ', '.join(f'{k}={v}' for k, v in config[part].items()))
+    parts = {name: config.get(name, {}) for name in ('data', 'model', 'fit')}
+    lines = [f"{run}: {config.get('system', 'a model of your own')} on {parts['data'].get('name', '?')}, "
+             f"{run.steps} of {parts['fit'].get('steps', '?')} steps"]
+    for name, part in parts.items():
+        lines.append(f'{name:5} ' + ', '.join(f'{k}={v}' for k, v in part.items()))
     if r := run.report():
-        bpd = _with_error([r['bpd'], r['bpd_se']], '.4f')
-        lines.append(f"test {bpd} bits/dim after {r['steps']} steps, {r['params']:,} parameters")
-    return '\n'.join(lines + [f'picture: {picture}' for picture in run.pictures()])
+        bpd = _with_error([r['bpd'], r['bpd_se'] or math.nan], '.4f')
+        guessing = against_guessing(r['bpd'], parts['model'].get('vocab'))
+        lines.append(f"test {bpd} bits/dim after {r['steps']} steps, {r['params']:,} parameters{guessing}")
+    if run.checkpoint().exists() and 'system' in config: lines.append(noise_warning(run.model()))
+    lines += [f'picture: {picture}' for picture in run.pictures()]
+    return '\n'.join(filter(None, lines))
 
 # %% ../nbs/23_reports.ipynb #ba741f03
 def describe_installation() -> str:

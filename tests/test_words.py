@@ -23,7 +23,7 @@ def _flags(command, system='vdm'):
     if command == 'train': parser = cli.train_parser(system)
     else:
         parser = argparse.ArgumentParser()
-        cli.add_flags(parser, cli._function(command), ('run', 'runs', 'progress'))
+        cli.add_flags(parser, cli._function(command), ('progress', *cli._places.get(command, ('run',))))
     return sorted(option for option in parser._option_string_actions if option.startswith('--'))
 
 @pytest.fixture(scope='module')
