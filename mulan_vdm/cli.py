@@ -213,9 +213,8 @@ def _answer(command: str, argv: list[str]) -> str: # words after the command; wh
 # %% ../nbs/25_cli.ipynb #9b198248
 def _command(argv: list[str]) -> str: # words of the command line
     "The command that they begin with; prints help or the version if that is asked for."
-    p = Parser(
-        'mulan-vdm', description='Diffusion models trained and judged by likelihood.',
-        epilog='`mulan-vdm COMMAND --help` lists the arguments of a command.')
+    p = Parser('mulan-vdm', description='Diffusion models trained and judged by likelihood.',
+               epilog='`mulan-vdm COMMAND --help` lists the arguments of a command.')
     p.add_argument('--version', action='version', version=f'mulan-vdm {__version__}')
     known = p.add_subparsers(dest='command', metavar='COMMAND', parser_class=Parser)
     for name, says in commands.items(): known.add_parser(name, help=says, add_help=False)
