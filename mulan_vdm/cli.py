@@ -179,6 +179,8 @@ commands = dict(
     compare='runs side by side', encode='latents of all images',
     probe='what labels can be read from a latent', explore='pictures of a latent',
     info='what a run is, or what this installation knows',
+    compress='images as one file, by the bound of a model',
+    decompress='the images of such a file',
     convert='a checkpoint of the released code into a run folder')
 
 # %% ../nbs/25_cli.ipynb #d40a8f59
@@ -211,8 +213,16 @@ def _answer(command: str, argv: list[str]) -> str: # words after the command; wh
     elif command == 'convert':
         p.add_argument('file', help='checkpoint, such as ckpt-223.flax', **text)
         p.add_argument('--out', required=True, help='run folder', **text)
+    elif command == 'compress':
+        p.add_argument('run', help='run folder', **text)
+        p.add_argument('images', nargs='?', help='folder of pictures; its own by default', **text)
+        p.add_argument('--out', help='file to write (default: images.mvz)', **text)
+    elif command == 'decompress':
+        p.add_argument('file', help='what compress wrote', **text)
+        p.add_argument('--run', required=True, help='the run that wrote it, or a copy', **text)
+        p.add_argument('--out', required=True, help='folder of pictures, or array .npy', **text)
     else: p.add_argument('run', nargs='?' if command == 'info' else None, help='run folder', **text)
-    add_flags(p, function, ('run', 'runs', 'progress', 'file', 'out'))
+    add_flags(p, function, ('run', 'runs', 'progress', 'file', 'out', 'images'))
     given = vars(p.parse_args(argv))
     if 'progress' in inspect.signature(function).parameters: given['progress'] = watched()
     return str(function(**given))

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Result', 'against_guessing', 'noise_left', 'noise_warning', 'new_file', 'draw_run', 'evaluate_run', 'sample_run',
-           'encode_run', 'probe_run', 'explore_run', 'compare_runs', 'gallery', 'describe_run', 'describe_installation']
+           'encode_run', 'probe_run', 'explore_run', 'compare_runs', 'gallery', 'describe_run', 'describe_installation',
+           'compress_run', 'decompress_run']
 
 # %% ../nbs/23_reports.ipynb #b0cde917
 import contextlib
@@ -13,6 +14,7 @@ import io
 import math
 import numpy as np
 import os
+import shutil
 import sys
 import time
 import torch
@@ -20,12 +22,14 @@ import torchvision
 import zipfile
 from fastcore.basics import AttrDict
 from pathlib import Path
+from PIL import Image
 from torch import Tensor
+from typing import Iterator, Sequence
 from ._needs import extra
 from .schedules import choose
 from .processes import device, first_process, Rows
 from .latents import Gaussian
-from .diffusion import Diffusion
+from .diffusion import Diffusion, fixed_variance, large_variance
 from .sampling import sample
 from .data import available, Data, load
 from .systems import build, presets
@@ -34,6 +38,8 @@ from .evaluation import evaluate, Evaluation, importance_evaluate, mean_se
 from .likelihood import ode_evaluate
 from .judging import in_batches, sample_scores, train_judge
 from .probing import describe, latent_report, pixels, principal, probe
+from .compression import (compress, Contents, contents, decompressed,
+                                   picture_sizes)
 from .plots import (latent_figures, plot_images, plot_metrics, plot_pixel_schedule,
                              plot_rows, plot_schedule)
 
@@ -117,7 +123,7 @@ def _several(model: Diffusion, data: Data, samples: int, **how) -> dict: # JSON-
 # %% ../nbs/23_reports.ipynb #6ab17f6d
 def _bound(model: Diffusion, data: Data,
            report: dict, # filled
-           draws: int | None, samples: int, T: int | None, even: bool | None,
+           draws: int | None, samples: int, T: int | Tensor | None, even: bool | None,
            **how) -> tuple[Evaluation, str]: # batch_size, seed, progress; what was found, in words
     "The variational bound: every image once, its own times and noise."
     extra = ''
@@ -126,9 +132,39 @@ def _bound(model: Diffusion, data: Data,
         extra = (f"\n{samples} latents each: {_with_error(r['importance'], '.4f')}, "
                  f"gain over one {_with_error(r['gain'], '+.4f')}")
     found = evaluate(model, data.test.x, draws, data.strata, T=T, even=even, **how)
-    report.update(found.report(), T=T, draws=found.draws)
-    steps = ('continuous time' if T is None else f'{T} steps') + ', even levels' * report['even']
+    taken = len(T) - 1 if isinstance(T, Tensor) else T
+    report.update(found.report(), T=taken, draws=found.draws)
+    steps = ('continuous time' if T is None else f'{taken} steps') + ', even levels' * report['even']
     return found, f'{found.draws} draws each, {steps}\n{found.table()}{extra}'
+
+# %% ../nbs/23_reports.ipynb #42d7ea00
+_variances = dict(fixed=lambda model, x: fixed_variance, large=lambda model, x: large_variance,
+                  matched=lambda model, x: model.matched(x, rows=_numbered(model)))
+_step_grids = dict(time=lambda model, x, T: T,
+                   best=lambda model, x, T: model.best_steps(x[:128], T, max(128, T), _numbered(model)))
+
+def _numbered(model: Diffusion) -> Rows:
+    "Random numbers that are the same every time."
+    return Rows(torch.Generator(model.reference.device).manual_seed(0))
+
+def _with_steps(model: Diffusion, data: Data, T: int, variance: str, grid: str) -> int | Tensor:
+    "Gives the model a reverse variance; the number of its steps, or their times."
+    x = data.train.x
+    model.reverse = choose('variance', variance, _variances)(model, x)
+    return choose('grid', grid, _step_grids)(model, x, T)
+
+# %% ../nbs/23_reports.ipynb #7cbc0acd
+def _chosen_steps(model: Diffusion, data: Data,
+                  report: dict, # told of what differs from even steps of fixed variance
+                  T: int | None, variance: str, grid: str) -> int | Tensor | None: # steps, or times
+    "Steps as they are asked for. Raises ValueError for unknown names, or a choice without steps."
+    chosen = dict(variance=variance, grid=grid)
+    if chosen == dict(variance='fixed', grid='time'): return T
+    if T is None:
+        raise ValueError(f"variance={variance} and grid={grid} are of steps back: pass their number T, or "
+                         "leave both out")
+    report.update(chosen)
+    return _with_steps(model, data, T, variance, grid)
 
 # %% ../nbs/23_reports.ipynb #017bce2e
 def _flow(model: Diffusion, data: Data,
@@ -172,6 +208,8 @@ def evaluate_run(run: str | Path, # run folder
                  n: int | None = None, # ode: how many test images, chosen once and for all; all by default
                  batch_size: int = 128, # images per batch
                  T: int | None = None, # vlb: number of steps; None for continuous time
+                 grid: str = 'time', # of steps: even in time, or best, where they cost least
+                 variance: str = 'fixed', # of a step back: fixed, large, or matched to the errors
                  # vlb: noise levels even in log SNR, not the schedule's own? By default wherever one
                  # schedule serves all pixels
                  even: bool | None = None,
@@ -191,7 +229,8 @@ def evaluate_run(run: str | Path, # run folder
     how = dict(seed=seed, batch_size=batch_size, progress=progress)
     options = dict(tolerance=tolerance, trace=trace, dequantization=dequantization)
     model = model.to(device())
-    if method == 'vlb': found, said = _bound(model, data, report, draws, samples, T, even, **how)
+    chosen = _chosen_steps(model, data, report, T, variance, grid)
+    if method == 'vlb': found, said = _bound(model, data, report, draws, samples, chosen, even, **how)
     else: found, said = _flow(model, data, report, draws, n, options=options, **how)
     found = _Reported(*found)
     found.text = f'{data.name}, test split, {len(found.bpd)} images, {said}'
@@ -401,7 +440,7 @@ def _bounds(runs: list[Run]) -> list[dict]: # one row each
     values = [torch.from_numpy(run.per_image()['bpd']) for run in runs]
     strata = runs[0].data().strata
     alike = lambda r: all(r.get(k, False) == reports[0].get(k, False)
-                          for k in ('data', 'release', 'n', 'seed', 'draws', 'T'))
+                          for k in ('data', 'release', 'n', 'seed', 'draws', 'T', 'variance', 'grid'))
     # version 0.1.0 did not know which images they were
     images = lambda r: r.get('fingerprint', reports[0].get('fingerprint'))
     rows = []
@@ -508,3 +547,162 @@ def describe_installation() -> str:
         lines.append(f"preset {name:15} {p['system']} on {p['data']['name']}: {settings}")
     lines += [f"data   {name:15} {place or 'not found'}" for name, place in available().items()]
     return '\n'.join(lines)
+
+# %% ../nbs/23_reports.ipynb #bb9529a0
+class _Pictures:
+    "Picture files in the order of their names, sliced into images (n, c, h, w)."
+    def __init__(self, place: Path,
+                 shape: tuple[int, ...]): # of an image
+        if len(shape) != 3 or shape[0] not in (1, 3):
+            raise ValueError(f"the run's events are {shape}: only grey or coloured images are pictures; "
+                             "leave the folder out")
+        if not place.is_dir(): raise FileNotFoundError(f"images={place} is not a folder of pictures")
+        self.shape = shape
+        self.files = sorted(f for f in place.iterdir() if f.is_file() and f.name[0] != '.')
+        if not self.files: raise ValueError(f"images={place} holds no pictures")
+
+    def __len__(self) -> int: return len(self.files)
+
+    def __getitem__(self, part: slice) -> Tensor: # uint8 (n, c, h, w)
+        return torch.stack([self._read(file) for file in self.files[part]])
+
+    def _read(self, file: Path) -> Tensor: # uint8 (c, h, w)
+        "Raises ValueError for a file that is no picture, or of another shape."
+        try:
+            with Image.open(file) as picture: pixels = np.array(picture)
+        except OSError as e: raise ValueError(f"'{file}' is not a picture ({e})") from None
+        if pixels.ndim == 2: pixels = pixels[..., None]
+        found = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels
+        if found.shape != self.shape or found.dtype != np.uint8:
+            raise ValueError(f"'{file}' holds {pixels.dtype} of shape {found.shape}, the run's images are "
+                             f"uint8 {self.shape}: convert it, or move it away")
+        return torch.from_numpy(found)
+
+# %% ../nbs/23_reports.ipynb #e6152b1e
+@contextlib.contextmanager
+def _whole(out: Path) -> Iterator[Path]: # where to write meanwhile
+    "Renamed to `out` in the end, removed after an error. Raises FileExistsError if `out` is there."
+    if out.exists(): raise FileExistsError(f"out={out} exists: name another")
+    temporary = out.with_name(out.name + '.tmp')
+    _remove(temporary)
+    try:
+        yield temporary
+        os.replace(temporary, out)
+    except BaseException:
+        _remove(temporary)
+        raise
+
+def _remove(path: Path) -> None:
+    "A file or a folder, if it is there."
+    if path.is_dir(): shutil.rmtree(path)
+    else: path.unlink(missing_ok=True)
+
+# %% ../nbs/23_reports.ipynb #8f0ee739
+def _same(model: Diffusion, images: Sequence, file: bytes, progress: bool) -> None:
+    "Raises ValueError unless the file gives back the images."
+    for first, group in decompressed(model, file, progress=progress):
+        if not torch.equal(group.long(), images[first:first + len(group)].long()):
+            raise ValueError(f"images {first} to {first + len(group) - 1} do not come back as they were: "
+                             "nothing was written; please report it")
+
+def _size_table(model: Diffusion,
+                x: Tensor,         # all images, or the first ones
+                held: Contents,    # of the file
+                size: int,         # of the file, bytes
+                bound: Evaluation  # of what the model coded of x
+               ) -> str:
+    "Bytes and bits per dimension of the file, its parts, and other coders."
+    pixels = math.prod(held.event_shape)
+    coded = held.coded_bits / 8
+    params = sum(p.numel() for p in model.parameters())
+    rows = [('this file', size, held.images), ('coded by the model', coded, held.images - held.stored),
+            (f'to start, {held.stored} images stored', size - coded, held.images)]
+    if len(x.shape) == 4 and x.shape[1] in (1, 3) and held.vocab <= 256:
+        for name, (each, one) in picture_sizes(x).items():
+            rows += [(f'{name}, a file each', each, len(x)), (f'{name}, one file', one, len(x))]
+    rows.append(('weights of the model, float32', 4 * params, held.images))
+    lines = [f"{'':34}{'bytes':>12}{'bits/dim':>10}"]
+    lines += [f'{name:34}{size:12,.0f}{8 * size / max(1, n * pixels):10.4f}' for name, size, n in rows]
+    lines.insert(3, f"{'  its bound':34}{'':12}{_with_error([bound.bpd.mean(), bound.noise_se], '10.4f')}")
+    return '\n'.join(lines)
+
+# %% ../nbs/23_reports.ipynb #4ecb2083
+def compress_run(run: str | Path, # run folder, or mulan-digits, which comes with the package
+                 images: str | None = None, # folder of pictures of the run's size; its own images by default
+                 out: str = 'images.mvz', # file to write
+                 split: str = 'test', # of the run's own images: test or train
+                 n: int | None = None, # the first n images; all by default
+                 T: int = 50, # number of steps
+                 grid: str = 'time', # steps even in time, or best: where they cost least
+                 variance: str = 'matched', # of a step back: fixed, large, or matched to the errors
+                 batch_size: int = 64, # images coded at once
+                 check: bool = True, # read the file before saying that it is done?
+                 progress: bool = False # show a progress bar?
+                ) -> Result: # contents, bytes, bpd, and the bound: bits/dim
+    """Images as one file, by the bound of a trained model; without a folder the run's own. Raises
+    FileExistsError for a file that is there, ValueError for pictures of another shape."""
+    start = time.time()
+    out = Path(out)
+    model, config, _ = load_run(run)
+    data = load(**(config.get('data') or model.card['data']))
+    model = model.to(device())
+    sides = dict(test=data.test.x, train=data.train.x)
+    x = _Pictures(Path(images), data.event_shape) if images else choose('split', split, sides)
+    if n is not None: x = x[:n]
+    with _whole(out) as temporary:
+        steps = _with_steps(model, data, T, variance, grid)
+        file = compress(model, x, steps, batch_size, progress)
+        temporary.write_bytes(file)
+        if check: _same(model, x, temporary.read_bytes(), progress)
+    held = contents(file)
+    seconds = time.time() - start
+    shown = x[:1000]
+    coded = shown[held.stored:]
+    if len(coded) < 2: coded = shown[-1:].repeat_interleave(2, 0)
+    bound = evaluate(model, coded, max(2, min(T, 2**14 // len(coded))), T=steps, batch_size=batch_size)
+    bits = 8 * len(file) / (held.images * math.prod(held.event_shape))
+    checked = ', every pixel came back' if check else ''
+    said = (f'{held.images} images of {held.event_shape}, {held.vocab} levels, {T} steps, {seconds:.1f} s'
+            f'{checked}\n{_size_table(model, shown, held, len(file), bound)}\nfile: {out}')
+    return Result(said, contents=held, bytes=len(file), bpd=bits, bound=bound)
+
+# %% ../nbs/23_reports.ipynb #e3898236
+def _write_array(place: Path, held: Contents, groups: Iterator[tuple[int, Tensor]]) -> None:
+    "All images as one array."
+    kind = np.uint8 if held.vocab <= 256 else np.int32
+    array = np.lib.format.open_memmap(place, 'w+', kind, (held.images, *held.event_shape))
+    for first, x in groups: array[first:first + len(x)] = x.numpy()
+    array.flush()
+
+def _write_pictures(place: Path, held: Contents, groups: Iterator[tuple[int, Tensor]]) -> None:
+    "A picture for each image, by its number."
+    digits = len(str(held.images - 1))
+    for first, x in groups:
+        place.mkdir(exist_ok=True)
+        for i, image in enumerate(x.permute(0, 2, 3, 1).numpy(), first):
+            pixels = image.squeeze(2) if image.shape[2] == 1 else image
+            Image.fromarray(np.ascontiguousarray(pixels)).save(place / f'{i:0{digits}}.png')
+
+# %% ../nbs/23_reports.ipynb #4cb385cf
+def decompress_run(file: str | Path, # of `compress_run`
+                   run: str | Path, # the run that wrote it, or a copy, or mulan-digits
+                   # folder of numbered pictures to write; with the ending .npy, one array
+                   out: str = 'images',
+                   batch_size: int | None = None, # images per call of the network
+                   progress: bool = False # show a progress bar?
+                  ) -> Result: # how many images
+    """The images of a compressed file, as pictures or as an array. Raises FileExistsError if `out` is
+    there, ValueError for a file that is damaged or another model's."""
+    out = Path(out)
+    data = Path(file).read_bytes()
+    held = contents(data)
+    model = load_run(run)[0].to(device())
+    array = out.suffix == '.npy'
+    if not array and (len(held.event_shape) != 3 or held.event_shape[0] not in (1, 3) or held.vocab > 256):
+        raise ValueError(f"images {held.event_shape} of {held.vocab} levels are no pictures: "
+                         f"name an array, such as out={out}.npy")
+    groups = decompressed(model, data, batch_size, progress)
+    with _whole(out) as temporary:
+        write = _write_array if array else _write_pictures
+        write(temporary, held, groups)
+    return Result(f'{held.images} images of {held.event_shape}: {out}', images=held.images)

@@ -511,6 +511,7 @@ def _labels_for(model: Diffusion, y: Tensor | None, drop: float) -> Tensor | Non
 # %% ../nbs/15_training.ipynb #0ab183ed
 def _source(data: Data) -> dict: # of `load`
     "Arguments that load the data again; a path only where they are not found without."
+    if data.loaded: return data.loaded
     shape = data.event_shape
     found = dict(name=data.name)
     if data.vocab in (2, 4, 8, 16, 32, 64, 128): found['bits'] = data.vocab.bit_length() - 1
