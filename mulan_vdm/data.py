@@ -139,6 +139,7 @@ class _Facts(NamedTuple):
     train: Split
     test: Split
     path: str | None = None
+    loaded: dict | None = None
 
 class Data(_Facts):
     "A data set of a named release with a fixed split. Raises ValueError for parts that do not fit."
@@ -149,14 +150,15 @@ class Data(_Facts):
     train: Split # for fitting
     test: Split # for judging, each example exactly once
     path: str | None # absolute, of the folder or file that was read
+    loaded: dict | None # arguments of `load` that give it again, wherever one is
 
     def __new__(cls, name: str, release: str, vocab: int | None, event_shape: tuple,
-                train: Split, test: Split, path: str | None = None):
+                train: Split, test: Split, path: str | None = None, loaded: dict | None = None):
         if vocab is not None: _whole('vocab', vocab, 2)
         event_shape = tuple(event_shape)
         _check_side('train', train, vocab, event_shape)
         _check_side('test', test, vocab, event_shape)
-        return super().__new__(cls, name, release, vocab, event_shape, train, test, path)
+        return super().__new__(cls, name, release, vocab, event_shape, train, test, path, loaded)
 
     @classmethod
     def _make(cls, fields): return cls(*fields) # what `_replace` calls
@@ -1173,6 +1175,7 @@ def load(name: str,               # 'digits', 'fashion_mnist', ...: an entry of 
         ) -> Data:
     "Images with a named release and a fixed split; raises FileNotFoundError for files not found."
     options = {k: v for k, v in dict(grey=grey, vocab=vocab).items() if v is not None}
+    said = {k: v for k, v in dict(bits=bits, size=size).items() if v is not None}
     source = _checked(name, bits, size, path, options)
     size = _checked_size(name, size, source.side)
     place = _find(source.find, path)
@@ -1188,7 +1191,8 @@ def load(name: str,               # 'digits', 'fashion_mnist', ...: an entry of 
     levels = None if train.x.is_floating_point() else vocab or source.levels
     vocab = 2**bits if bits else levels
     at = os.path.abspath(place) if isinstance(place, Path) else None
-    return Data(name, release, vocab, tuple(train.x.shape[1:]), train, test, at)
+    loaded = dict(name=name, **said, **options, **({} if path is None else dict(path=at)))
+    return Data(name, release, vocab, tuple(train.x.shape[1:]), train, test, at, loaded)
 
 def available() -> dict[str, str | None]: # name: place, or None where the files are not found
     "Which data sets this machine has, by file names alone: nothing is loaded."

@@ -1082,6 +1082,18 @@ def test_too_few_to_judge_or_to_probe(tmp_path):
         m = message(ValueError, call)
         assert words in m and '\n' not in m
 
+def test_data_remember_how_they_were_loaded(tmp_path, monkeypatch):
+    "The same data again, from any folder, out of what a configuration can hold"
+    import json
+    many(tmp_path/'photos', 30)
+    np.save(tmp_path/'a.npy', np.zeros((40, 5), int))
+    monkeypatch.chdir(tmp_path)
+    made = [load('folder', path='photos', size=(4, 6), bits=3, grey=True),
+            load('arrays', path='a.npy', vocab=9),
+            load('digits'), load('digits', size=4), load('two_moons')]
+    monkeypatch.chdir('/')
+    for d in made: assert load(**json.loads(json.dumps(d.loaded))).fingerprint == d.fingerprint
+
 # Toys and batches
 
 def test_toys():
