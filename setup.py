@@ -1,4 +1,5 @@
-"""Packaging. Everything is read from settings.ini; every key that ends in `_requirements` becomes an extra."""
+"""Packaging. Everything is read from settings.ini; every key that ends in `_requirements` becomes an extra,
+and `all` holds those that a user may want."""
 import re, shlex
 from configparser import ConfigParser
 from pathlib import Path
@@ -10,6 +11,9 @@ ini = ConfigParser()
 ini.read(here/'settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
 lib, suffix = cfg['lib_name'], '_requirements'
+extras = {k.removesuffix(suffix): shlex.split(v) for k, v in cfg.items() if k.endswith(suffix)}
+extras['all'] = [r for name in ('notebook', 'scores', 'flow') for r in extras[name]]
+extras['dev'] += extras['all']
 site = cfg['doc_host'] + cfg['doc_baseurl']
 
 def absolute(text):
@@ -28,8 +32,8 @@ setup(
     classifiers=cfg['classifiers'].strip().splitlines(),
     long_description=absolute((here/'README.md').read_text(encoding='utf-8')),
     long_description_content_type='text/markdown',
-    packages=find_packages(include=[lib, f'{lib}.*']), package_data={lib: ['py.typed', '*.pyi']}, zip_safe=False,
+    packages=find_packages(include=[lib, f'{lib}.*']), package_data={lib: ['py.typed', '*.pyi', 'pretrained/*/*']}, zip_safe=False,
     install_requires=shlex.split(cfg['requirements']),
-    extras_require={k.removesuffix(suffix): shlex.split(v) for k, v in cfg.items() if k.endswith(suffix)},
+    extras_require=extras,
     entry_points={'console_scripts': shlex.split(cfg['console_scripts']), 'nbdev': [f'{lib} = {lib}._modidx:d']},
 )

@@ -10,8 +10,8 @@ from fastcore.script import Param, call_parse
 root = Path(__file__).resolve().parent.parent
 needs = re.compile(r'^\w*Error: (\S+ is not (?:here: this page reads|installed: pip install) .*)$', re.M)
 
-def environment(folder, extras='notebook,scores'):
-    "The interpreter of a new environment in `folder`: the wheel with its `extras`, and what runs notebooks."
+def environment(folder, extras='all'):
+    "The interpreter of a new environment in `folder`: the wheel with `extras`, and what runs notebooks."
     pip = [sys.executable, '-m', 'pip', '--quiet']
     subprocess.run([*pip, 'wheel', '--no-deps', '-w', folder/'wheel', root], check=True)
     subprocess.run([sys.executable, '-m', 'venv', folder/'venv'], check=True)

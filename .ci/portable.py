@@ -33,7 +33,8 @@ def lower_bounds():
     "The oldest promised version of every requirement, as pip's constraints."
     config = configparser.ConfigParser(interpolation=None)
     config.read(root/'settings.ini')
-    wanted = shlex.split(config['DEFAULT']['requirements'])
+    keys = 'requirements', *(f'{extra}_requirements' for extra in ('notebook', 'scores', 'flow'))
+    wanted = [r for key in keys for r in shlex.split(config['DEFAULT'][key])]
     return '\n'.join(f'{m[1]}=={m[2]}' for r in wanted if (m := re.match(r'([\w-]+)>=([\d.]+)', r)))
 
 def environment(python, versions):

@@ -400,6 +400,29 @@ def constant(node, text, name, more):
     return directive(':::::', 'data', name,
                      f'```python\n{name} = {value}\n```' if len(value) < 1500 else '', more)
 
+def wanted(page, book):
+    """Names of the module that `page` exports, most wanted first: those of the front door, then those that
+    most other pages use."""
+    door = importlib.import_module(config.lib_path.name)
+    names = importlib.import_module(f'{config.lib_path.name}.{page.module}').__all__
+    words = [set(re.findall(r'\w+', ' '.join(text for kind, text, *_ in other.cells if kind == 'code')))
+             for other in book.pages.values() if other is not page]
+    uses = Counter({name: sum(name in used for used in words) for name in names})
+    return sorted((n for n in names if n in page.defined),
+                  key=lambda n: (door._home.get(n) != page.module, -uses[n]))
+
+def first_sentence(text): return re.split(r'[.;](?:\s|$)', ' '.join((text or '').split()))[0]
+
+def summary(page, module, book, say):
+    "The names of a module in a table, most wanted first."
+    def said(name):
+        node, value = page.defined[name][2], getattr(module, name)
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)): return first_sentence(ast.get_docstring(node))
+        if isinstance(value, dict): return f"by name: {', '.join(map(str, value))}"
+        return f'`{ast.unparse(node.value)}`' if node.value else ''
+    rows = [f'| {book.api_link(n, page.module)} | {say(cell_text(said(n)))} |' for n in wanted(page, book)]
+    return '\n'.join(['| most wanted first | is |', '|---|---|', *rows]) if len(rows) > 3 else ''
+
 def api(page, book):
     "The reference page of the module that `page` exports."
     here, lib = f'reference/api/{page.module}', f'{config.lib_path.name}.{page.module}'
@@ -418,7 +441,8 @@ def api(page, book):
     problems.extend(f'{lib}.{n} is exported, but no cell of {page.name} defines it'
                     for n in module.__all__ if n not in page.defined)
     return '\n\n'.join([f'# {lib}', f'```{{py:module}} {lib}\n```', say(module.__doc__ or ''),
-                        f'Derived, exported and tested in {book.link(page.name, here)}.', *parts]) + '\n'
+                        f'Derived, exported and tested in {book.link(page.name, here)}.',
+                        summary(page, module, book, say), *parts]) + '\n'
 
 # ---- the build ---------------------------------------------------------------------------------------------
 

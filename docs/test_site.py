@@ -220,6 +220,40 @@ def picture(tab, stem):
                            clip=dict(x=0, y=0, width=size['width'], height=4 * size['height']),
                            full_page=True)
 
+def test_pages_say_what_they_are_and_are_told_apart():
+    "A description and a preview of its own for each notebook; no two pages have the same title."
+    heads = {name: (site/name).read_text(encoding='utf-8').split('</head>')[0] for name in names}
+    for name, head in heads.items():
+        assert re.search(r'<meta name="description" content="[^"]{15,}">', head), name
+        assert re.search(r'<meta property="og:image" content="https://[^"]+/preview.png">', head), name
+    assert (site/'_static/preview.png').exists()
+    titles = [re.search('<title>(.*?)</title>', head, re.S)[1] for head in heads.values()]
+    assert len(set(titles)) == len(titles), [t for t in titles if titles.count(t) > 1]
+
+def test_words_that_name_other_things_do_not_lead_to_commands():
+    assert not [link for link in html('use/your_images.html').links if 'api/cli.html#' in link]
+
+def test_citations_lead_to_the_references():
+    for name in ('10_sampling.html', 'reference/api/sampling.html'):
+        assert [link for link in html(name).links if 'references.html#ref-song-meng-and-ermon-2021' in link]
+
+def test_list_markers_are_seen_on_a_phone(tab, address):
+    "Nothing clips what stands left of a list's lines."
+    visit(tab, f'{address}reference/equations.html')
+    tab.set_viewport_size(phone)
+    clipped = tab.evaluate("[...document.querySelectorAll('article li')]"
+                           ".filter(e => getComputedStyle(e).overflowX != 'visible').length")
+    assert clipped == 0 and tab.locator('article li').count() > 3
+
+def test_search_finds_whole_words_first(tab, address):
+    "The words side by side before pages that hold them apart, and excerpts without TeX."
+    tab.goto(f'{address}search.html?q=learning rate')
+    tab.wait_for_function("document.querySelectorAll('#search-results li p.context').length > 8")
+    said = tab.locator('#search-results p.context').all_inner_texts()
+    assert all('learning rate' in text.lower() for text in said[:3])
+    assert not re.search(r'\\[()[\]]|\\[a-z]+\{', ' '.join(said))
+    assert tab.wrong == []
+
 @pytest.mark.parametrize('words, page', [('posterior', '00_noise.html'),
                                          ('low_discrepancy_times', 'reference/api/diffusion.html'),
                                          ('Hutchinson', '09_flow.html')])

@@ -10,10 +10,11 @@ import contextlib
 import inspect
 import os
 import sys
-from typing import Any, Callable
+import warnings
+from typing import Any, Callable, Iterator
 from . import __version__
 from .words import (add_flags, as_program, emit, end_bars, Parser, reading, spoken, suggestion,
-                             told, Usage, watched, with_lines)
+                             told, Usage, watched)
 
 # %% ../nbs/25_cli.ipynb #f2090b0f
 _given = 'model', 'data', 'out', 'config', 'resume', 'progress', 'previous', 'stop' # by `train`
@@ -24,7 +25,7 @@ def train_parser(system: str, # name of the system whose arguments are flags
                 ) -> Parser:
     "The parser of `mulan-vdm train` for a system."
     from mulan_vdm.data import load
-    from mulan_vdm.systems import presets, systems
+    from mulan_vdm.systems import presets, system_of, systems
     from mulan_vdm.training import fit
     others = {f'--{name}': f'is no argument of {system}, but of {other}: name a preset of it'
               for other, f in systems.items() for name in inspect.signature(f).parameters}
@@ -39,7 +40,8 @@ def train_parser(system: str, # name of the system whose arguments are flags
                              for name in ('the data set', f'the system {system}', 'training'))
     data.add_argument('--data', help=f"its name (default: {values.get('data')})", **text)
     add_flags(data, load, ('name',), values)
-    add_flags(model, systems[system], ('event_shape', 'vocab'), values) # known from the data
+    own = system_of(dict(system=system))
+    add_flags(model, own, ('event_shape', 'vocab'), values) # known from the data
     add_flags(training, fit, _given, values)
     return p
 
@@ -142,7 +144,7 @@ def train(argv: list[str] # words after `mulan-vdm train`
     config, out, how = _configure(argv)
     from mulan_vdm.data import load
     from mulan_vdm.processes import first_process, launched
-    from mulan_vdm.reports import noise_warning
+    from mulan_vdm.reports import draw_progress, noise_warning
     from mulan_vdm.runs import Run
     from mulan_vdm.systems import build
     from mulan_vdm.training import fit, interruptible
@@ -158,11 +160,10 @@ def train(argv: list[str] # words after `mulan-vdm train`
     _say(f"{config['system']} on {data}\n{size:,} parameters, {many}run folder {run}"
          + spoken(noise_warning(model), ['gamma_min']))
     steps = config['fit'].get('steps', inspect.signature(fit).parameters['steps'].default)
-    bar = watched()
     now = None
     with interruptible() as stop:
-        done = fit(model, data, out=out, config=config, stop=stop, progress=bar, **how, **config['fit'])
-        for now in (done if bar or not first_process() else with_lines(done, steps, 60.)): pass
+        for now in fit(model, data, out=out, config=config, stop=stop, **how, **config['fit']):
+            if now.saved and first_process(): draw_progress(run, data, now.model)
     return _ending(run, data, now, steps)
 
 # %% ../nbs/25_cli.ipynb #fba7d455
@@ -177,13 +178,16 @@ commands = dict(
     train='train a model', evaluate='likelihood of the test images', sample='draw samples',
     compare='runs side by side', encode='latents of all images',
     probe='what labels can be read from a latent', explore='pictures of a latent',
-    info='what a run is, or what this installation knows')
+    info='what a run is, or what this installation knows',
+    compress='images as one file, by the bound of a model',
+    decompress='the images of such a file',
+    convert='a checkpoint of the released code into a run folder')
 
 # %% ../nbs/25_cli.ipynb #d40a8f59
 def _function(command: str) -> Callable: # its arguments are the flags
     "The function that does what a command says."
-    from mulan_vdm import reports
-    own = dict(train=train, compare=reports.compare_runs, info=_info)
+    from mulan_vdm import foreign, reports
+    own = dict(train=train, compare=reports.compare_runs, info=_info, convert=foreign.convert)
     return own.get(command) or getattr(reports, f'{command}_run')
 
 def _flag_names(command: str) -> set[str]:
@@ -195,7 +199,7 @@ def _flag_names(command: str) -> set[str]:
         from mulan_vdm.training import fit
         functions += [fit, *systems.values()]
     names = {name for f in functions for name in inspect.signature(f).parameters}
-    return names - {'run', 'runs', 'name', 'argv'} | {'data', 'out', 'preset'}
+    return names - {'run', 'runs', 'name', 'argv', 'file'} | {'data', 'out', 'preset'}
 
 # %% ../nbs/25_cli.ipynb #b32d3128
 def _answer(command: str, argv: list[str]) -> str: # words after the command; what to print
@@ -206,8 +210,19 @@ def _answer(command: str, argv: list[str]) -> str: # words after the command; wh
     p = Parser(f'mulan-vdm {command}', description=about)
     text = reading('run', str)
     if command == 'compare': p.add_argument('runs', nargs='+', help='run folders', **text)
+    elif command == 'convert':
+        p.add_argument('file', help='checkpoint, such as ckpt-223.flax', **text)
+        p.add_argument('--out', required=True, help='run folder', **text)
+    elif command == 'compress':
+        p.add_argument('run', help='run folder', **text)
+        p.add_argument('images', nargs='?', help='folder of pictures; its own by default', **text)
+        p.add_argument('--out', help='file to write (default: images.mvz)', **text)
+    elif command == 'decompress':
+        p.add_argument('file', help='what compress wrote', **text)
+        p.add_argument('--run', required=True, help='the run that wrote it, or a copy', **text)
+        p.add_argument('--out', required=True, help='folder of pictures, or array .npy', **text)
     else: p.add_argument('run', nargs='?' if command == 'info' else None, help='run folder', **text)
-    add_flags(p, function, ('run', 'runs', 'progress'))
+    add_flags(p, function, ('run', 'runs', 'progress', 'file', 'out', 'images'))
     given = vars(p.parse_args(argv))
     if 'progress' in inspect.signature(function).parameters: given['progress'] = watched()
     return str(function(**given))
@@ -227,6 +242,36 @@ def _command(argv: list[str]) -> str: # words of the command line
     near = suggestion(first, commands) or f": choose one of {', '.join(commands)}"
     raise Usage(f'unknown command {first!r}{near}')
 
+# %% ../nbs/25_cli.ipynb #ed776163
+@contextlib.contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    "Meanwhile a warning is one line of standard error."
+    def tell(message: Warning, *_, **__) -> None:
+        emit(f"mulan-vdm: {' '.join(str(message).split())}", sys.stderr)
+    with warnings.catch_warnings():
+        warnings.showwarning = tell
+        yield
+
+# %% ../nbs/25_cli.ipynb #ce826106
+def _plugged(argv: list[str]) -> list[str]: # the other words
+    "Imports the modules that --plugin names; raises Usage for one that is not there."
+    from importlib import import_module
+    rest = []
+    words = iter(argv)
+    for word in words:
+        flag, equals, name = word.partition('=')
+        if flag != '--plugin':
+            rest.append(word)
+            continue
+        name = name if equals else next(words, '')
+        if not name: raise Usage('--plugin wants the name of a module')
+        if os.getcwd() not in sys.path: sys.path.insert(0, os.getcwd())
+        try: import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name: raise
+            raise Usage(f'--plugin {name}: no such module here or installed') from None
+    return rest
+
 # %% ../nbs/25_cli.ipynb #b0bb4bfa
 def main(argv: list[str] | None = None # words of the command line; sys.argv by default
         ) -> int: # exit status
@@ -235,8 +280,9 @@ def main(argv: list[str] | None = None # words of the command line; sys.argv by 
     shown = '--debug' in argv or os.environ.get('MULAN_VDM_TRACEBACK')
     argv = [word for word in argv if word != '--debug']
     try:
+        argv = _plugged(argv)
         command = _command(argv)
-        _say(_answer(command, argv[1:]))
+        with _warnings_in_one_line(): _say(_answer(command, argv[1:]))
         return 0
     except (Exception, KeyboardInterrupt) as error:
         if shown: raise

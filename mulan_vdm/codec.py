@@ -79,16 +79,24 @@ class _LogNormalizer(torch.autograd.Function):
 
 # %% ../nbs/06_codec.ipynb #1f95d70e
 @patch
+def reach(self: Codec, gamma_0: float) -> int: # levels on either side
+    "Levels within six standard deviations of the noise at gamma_0."
+    if math.isnan(gamma_0): return 1 # nor is anything else a number then
+    beta = math.exp(min(-gamma_0, 700)) * (2 / self.vocab**2)
+    return math.ceil(6 / math.sqrt(2 * max(beta, 1e-30)))
+
+@patch
 def log_prob(self: Codec,
-             k: Tensor,      # pixels (B, *event)
-             z_0: Tensor,    # noisy data, like k
-             gamma_0: Tensor # at t = 0, broadcastable to k
-            ) -> Tensor:     # nats per dimension, like k
+             k: Tensor,       # pixels (B, *event)
+             z_0: Tensor,     # noisy data, like k
+             gamma_0: Tensor, # at t = 0, broadcastable to k
+             # levels to look at on either side; by default those of the largest gamma_0
+             reach: int | None = None
+            ) -> Tensor:      # nats per dimension, like k
     "log p(x|z_0) of the softmax decoder over the window that matters; VDM notes section 2.3."
     y = (z_0 / alpha(gamma_0) + 1) * (self.vocab / 2) - 0.5 # in bins
     beta = torch.exp(-gamma_0) * (2 / self.vocab**2)
-    sharpness = max(float(beta.detach().min()), 1e-30)
-    half = math.ceil(6 / math.sqrt(2 * sharpness))          # six standard deviations of the noise
+    half = self.reach(float(gamma_0.detach().max())) if reach is None else reach
     width = min(2 * half + 1, self.vocab)
     nearest = y.detach().round().clamp(0, self.vocab - 1)
     start = (nearest - half).clamp(0, self.vocab - width) - nearest
@@ -110,7 +118,7 @@ class RealCodec:
         "The most probable data given z_0, the mean of the decoder: z_0 / alpha_0."
         return z_0 / alpha(gamma_0)
 
-    def log_prob(self, x: Tensor, z_0: Tensor, gamma_0: Tensor) -> Tensor:
+    def log_prob(self, x: Tensor, z_0: Tensor, gamma_0: Tensor, reach: int | None = None) -> Tensor:
         "log N(x; z_0 / alpha_0, exp(gamma_0)), nats per dimension."
         square = (x - z_0 / alpha(gamma_0))**2 * torch.exp(-gamma_0)
         return -0.5 * (square + gamma_0 + math.log(2 * math.pi))

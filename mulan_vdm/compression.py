@@ -21,6 +21,7 @@ from PIL import features, Image
 from torch import Tensor
 from tqdm.auto import tqdm
 from typing import Iterator, NamedTuple, Sequence
+from ._needs import extra
 from .noise import alpha, sigma, transition
 from .subsets import Coins, toss
 from .latents import Categorical, Gaussian, KHot, Latent, NoLatent
@@ -29,12 +30,8 @@ from .diffusion import Diffusion, fixed_variance, Matched, step_back
 
 # %% ../nbs/20_compression.ipynb #5da51a18
 def _stream():
-    "The coders of constriction; raises ImportError with the remedy."
-    try: from constriction import stream
-    except ImportError:
-        raise ImportError("compression needs the package constriction: "
-                          "pip install mulan-vdm[compress]") from None
-    return stream
+    "The coders of constriction. Raises ModuleNotFoundError with the command that installs it."
+    return extra('constriction', 'compress').stream
 
 # %% ../nbs/20_compression.ipynb #68af097d
 _margin = 2**-24 # of a grid cell: no number is rounded that lies nearer to an edge

@@ -22,7 +22,7 @@ import warnings
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property, lru_cache, partial
 from itertools import count
 from numbers import Integral
@@ -123,11 +123,11 @@ def _digest(*sides: Split, vocab: int | None) -> str: # 12 hexadecimal digits
     digest = hashlib.blake2b(repr(vocab).encode(), digest_size=6)
     for x, y in sides:
         digest.update(repr((tuple(x.shape), y is None)).encode())
-        if y is not None: digest.update(y.numpy().tobytes())
+        if y is not None: digest.update(y.numpy(force=True).tobytes())
         most = max(1, 2**28 // max(1, math.prod(x.shape[1:])))
         chosen = x if len(x) <= most else x[torch.linspace(0, len(x) - 1, most).long()]
         kind = torch.float64 if vocab is None else torch.int64 if vocab > 256 else torch.uint8
-        for part in _pieces(chosen): digest.update(part.to(kind).contiguous().numpy().data)
+        for part in _pieces(chosen): digest.update(part.cpu().to(kind).contiguous().numpy().data)
     return digest.hexdigest()
 
 # %% ../nbs/12_data.ipynb #8e3c191f
@@ -139,6 +139,7 @@ class _Facts(NamedTuple):
     train: Split
     test: Split
     path: str | None = None
+    loaded: dict | None = None
 
 class Data(_Facts):
     "A data set of a named release with a fixed split. Raises ValueError for parts that do not fit."
@@ -149,14 +150,15 @@ class Data(_Facts):
     train: Split # for fitting
     test: Split # for judging, each example exactly once
     path: str | None # absolute, of the folder or file that was read
+    loaded: dict | None # arguments of `load` that give it again, wherever one is
 
     def __new__(cls, name: str, release: str, vocab: int | None, event_shape: tuple,
-                train: Split, test: Split, path: str | None = None):
+                train: Split, test: Split, path: str | None = None, loaded: dict | None = None):
         if vocab is not None: _whole('vocab', vocab, 2)
         event_shape = tuple(event_shape)
         _check_side('train', train, vocab, event_shape)
         _check_side('test', test, vocab, event_shape)
-        return super().__new__(cls, name, release, vocab, event_shape, train, test, path)
+        return super().__new__(cls, name, release, vocab, event_shape, train, test, path, loaded)
 
     @classmethod
     def _make(cls, fields): return cls(*fields) # what `_replace` calls
@@ -252,7 +254,7 @@ def _roots(path: str | Path | None = None) -> list[Path]:
     "The folders that are searched: `path` alone, else the environment's, Debian's, and the cache."
     if path is not None: return [Path(path).expanduser()]
     named = os.environ.get('MULAN_VDM_DATA')
-    roots = [Path(named).expanduser()] if named else []
+    roots = [Path(os.path.expanduser(named))] if named else []
     roots.append(Path('/usr/share/datasets'))
     with suppress(FileNotFoundError): roots.append(_cache())
     return roots
@@ -306,6 +308,14 @@ def _check_plain(file: Path) -> None:
         raise ValueError(f"'{file}' is a folder, pipe, socket or device, not a file; move it away")
     if not status.st_size: raise ValueError(f"'{file}' is empty; fetch it again or move it away")
 
+@contextmanager
+def _refused(said: str, remedy: str) -> Iterator[None]: # what is wrong with which file
+    "Damaged bytes fail in many ways: each becomes a ValueError of one line."
+    try: yield
+    except Exception as e:
+        why = ' '.join(str(e).split()) or type(e).__name__
+        raise ValueError(f'{said} ({why}); {remedy}') from None
+
 # %% ../nbs/12_data.ipynb #5598b62f
 _fashion_crc = 0xcaeb0704 # CRC-32 of the four unpacked files in this order
 _idx_files = [f'{side}-{kind}-ubyte' for side in ('train', 't10k')
@@ -319,12 +329,10 @@ def _unpacked(file: Path, name: str) -> bytes:
     if not os.path.lexists(place):
         raise FileNotFoundError(f"{name}: '{file.name}' is missing in {file.parent}; "
                                 f"{sources[name].fetch}.")
-    try:
+    with _refused(f"{name}: '{place}' is damaged", 'fetch it again'):
         _check_plain(place)
         opened = gzip.open if place.suffix == '.gz' else open
         with opened(place, 'rb') as f: raw = f.read(_idx_most + 1)
-    except (OSError, EOFError, ValueError, zlib.error) as e:
-        raise ValueError(f"{name}: '{place}' is damaged ({e}); fetch it again") from None
     if len(raw) > _idx_most:
         raise ValueError(f"{name}: '{place}' holds more than {_idx_most:,} bytes; fetch it again")
     return raw
@@ -396,9 +404,9 @@ def _cifar10(place: Path, size: int | None, bits: int | None):
         x = torch.from_numpy(images.data).permute(0, 3, 1, 2).contiguous()
         return Split(shrink(x, size, bits), torch.tensor(images.targets))
     try:
-        for file, _ in CIFAR10.train_list + CIFAR10.test_list: _check_plain(place/file)
-        if any((place/f).stat().st_size > _cifar10_most for f, _ in CIFAR10.train_list):
-            raise RuntimeError('too long')
+        for name in [CIFAR10.meta['filename'], *dict(CIFAR10.train_list + CIFAR10.test_list)]:
+            _check_plain(place/name)
+            if (place/name).stat().st_size > _cifar10_most: raise ValueError(f'{name} is too long')
         return 'CIFAR-10 python version (Krizhevsky 2009)', side(True), side(False)
     except (OSError, RuntimeError, ValueError) as e:
         raise ValueError(f'cifar10: a file in {place} is missing or differs from its md5 sum '
@@ -442,7 +450,10 @@ def _made_once(folder: Path, # made if it is not there
                chunks: Iterator[Tensor] # asked only if the file is not there
               ) -> Tensor: # uint8, mapped
     "Pixels in a file called `stem` and a check sum of `of`; files of other sums are removed."
-    folder.mkdir(parents=True, exist_ok=True)
+    try: folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OSError(f"pixels cannot be kept in '{folder}' ({e.strerror}): make it a folder that "
+                      'can be written, or choose a smaller size') from None
     made = folder/f'{stem}-{hashlib.sha256(repr(of).encode()).hexdigest()[:12]}.npy'
     if _is_whole(made, shape): return _map_npy(made)
     free = shutil.disk_usage(folder).free
@@ -467,7 +478,7 @@ class _Archive(NamedTuple):
 def _array_header(f) -> tuple[tuple[int, ...], np.dtype]: # of an open .npy file
     "Shape and type of the array; raises ValueError for what is none."
     version = np.lib.format.read_magic(f)
-    if version > (2, 0): raise ValueError(f'an array file of version {version}')
+    if version not in ((1, 0), (2, 0)): raise ValueError(f'an array file of version {version}')
     read = getattr(np.lib.format, 'read_array_header_{}_{}'.format(*version))
     shape, _, kind = read(f)
     if kind.hasobject: raise ValueError('it holds objects, not numbers')
@@ -476,14 +487,12 @@ def _array_header(f) -> tuple[tuple[int, ...], np.dtype]: # of an open .npy file
 def _imagenet_archive(file: Path, side: int) -> _Archive:
     "What the archive `file` holds; raises ValueError for what is none of `side` pixels."
     name = f"imagenet{side}: '{file}'"
-    try:
+    with _refused(f'{name} is damaged or no npz archive', 'fetch it again'):
         _check_plain(file)
         with zipfile.ZipFile(file) as z:
             parts = [f'{key}.npy' for key in ('data', 'labels')]
             (data, pixel), (labels, number) = [_array_header(z.open(part)) for part in parts]
             sums = tuple(z.getinfo(part).CRC for part in parts)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as e:
-        raise ValueError(f'{name} is damaged or no npz archive ({e}); fetch it again') from None
     if pixel != np.uint8 or data[1:] != (3 * side**2,):
         raise ValueError(f'{name} holds {pixel} of shape {data}, not uint8 (N, {3*side**2}); '
                          f'pass the folder of the {side}x{side} archives')
@@ -494,11 +503,8 @@ def _imagenet_archive(file: Path, side: int) -> _Archive:
 # %% ../nbs/12_data.ipynb #48c29a96
 def _imagenet_part(archive: _Archive, key: str, side: int) -> np.ndarray:
     "The array `key` of an archive; raises ValueError for a damaged one."
-    try:
+    with _refused(f"imagenet{side}: '{archive.file}' is damaged", 'fetch it again'):
         with np.load(archive.file) as arrays: return arrays[key]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
-        raise ValueError(f"imagenet{side}: '{archive.file}' is damaged ({e}); "
-                         'fetch it again') from None
 
 # %% ../nbs/12_data.ipynb #1ada13b5
 def _imagenet_labels(kind: str, archives: list[_Archive], side: int) -> Tensor: # int64 (N,)
@@ -748,7 +754,7 @@ def _with_image(file: Path | io.BytesIO, use: Callable) -> object: # what `use` 
             with _large if math.prod(im.size) > _most_pixels / 10 else nullcontext(): return use(im)
     except Exception as e:
         place = str(file) if isinstance(file, Path) else file.name
-        said = str(e).replace(f"'{place}'", 'it').replace(repr(file), 'it')
+        said = ' '.join(str(e).split()).replace(f"'{place}'", 'it').replace(repr(file), 'it')
         raise ValueError(f"{kind}: '{place}' is not a readable 8-bit image ({said}); "
                          "repair it or move it away") from None
 
@@ -873,7 +879,7 @@ def _images_release(kind: str, place: Path, size: int | tuple[int, int] | None, 
     "Where the images come from and what was done to them."
     split = 'own split' if own else 'a tenth by name hash for test'
     grey = ', grey' if x.shape[1] == 1 else ''
-    return f"{kind} '{place.resolve().name}', {split}{grey}{_resized(size)}"
+    return f'{kind} {place.resolve().name!r}, {split}{grey}{_resized(size)}'
 
 def _resized(size: int | tuple[int, int] | None) -> str:
     "What was done to the pixels, as a release says it."
@@ -914,7 +920,8 @@ def _from_npy(file: Path) -> np.ndarray: # mapped
 
 def _array_readers(place: Path) -> dict[str, Callable]: # by the array's name
     "How each array in a file or folder is read; raises ValueError for what holds none."
-    try:
+    with _refused(f"arrays: '{place}' is no .npy file, .npz archive or folder of .npy files",
+                  'save it again'):
         if place.is_dir():
             files = sorted(f for f in place.glob('*.npy') if not f.name.startswith('.'))
             for file in files: _check_plain(file)
@@ -923,9 +930,6 @@ def _array_readers(place: Path) -> dict[str, Callable]: # by the array's name
         if place.suffix == '.npy': return {'x': partial(_from_npy, place)}
         with zipfile.ZipFile(place) as z:
             names = [name[:-4] for name in z.namelist() if name.endswith('.npy')]
-    except (OSError, ValueError, zipfile.BadZipFile) as e:
-        raise ValueError(f"arrays: '{place}' is no .npy file, .npz archive or folder of .npy files "
-                         f'({e}); save it again') from None
     return {name: partial(_from_npz, place, name) for name in names}
 
 # %% ../nbs/12_data.ipynb #acc441fd
@@ -935,52 +939,51 @@ def _tensor(a: np.ndarray) -> Tensor: # mapped if a is, and its type allows it
     kind = f'{a.dtype.kind}{a.dtype.itemsize}'
     kind = narrow.get(kind, kind)
     if kind not in ('u1', 'i1', 'i2', 'i4', 'i8', 'f4'):
-        raise ValueError(f'holds {a.dtype}; save uint8, int32 or float32')
+        raise ValueError(f'it holds {a.dtype}: uint8, int32 and float32 are read')
     if a.dtype != np.dtype(kind):
         if a.size * np.dtype(kind).itemsize > _unpacked_most:
-            raise ValueError(f'holds {a.dtype}, too many to turn into {np.dtype(kind)} here')
+            raise ValueError(f'it holds too many {a.dtype} to turn into {np.dtype(kind)} here')
         a = a.astype(kind)
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='The given NumPy array is not writable')
         return torch.from_numpy(a)
 
-def _channels_first(x: Tensor) -> Tensor: # (N, D) or (N, C, H, W)
+def _channels_first(name: str, x: Tensor) -> Tensor: # (N, D) or (N, C, H, W)
     "Examples with the axes in order, by their number; raises ValueError for other numbers."
     if x.ndim == 3: return x[:, None]
     if x.ndim == 4 and x.shape[3] <= 4 < x.shape[1]: return x.permute(0, 3, 1, 2)
     if x.ndim in (2, 4): return x
-    raise ValueError(f'has shape {tuple(x.shape)}; save (N, D), (N, H, W), (N, C, H, W) or '
-                     '(N, H, W, C)')
+    raise ValueError(f'arrays: {name!r} has shape {tuple(x.shape)}; save (N, D), (N, H, W), '
+                     '(N, C, H, W) or (N, H, W, C)')
 
 # %% ../nbs/12_data.ipynb #fe09eb48
+def _read_array(name: str, read: Callable) -> Tensor:
+    "Numbers of an array; raises ValueError, which names it."
+    with _refused(f'arrays: {name!r} is not read', 'save it again'): return _tensor(read())
+
 def _array_images(name: str, read: Callable, vocab: int | None, size: int | tuple[int, int] | None,
                   bits: int | None) -> Tensor: # (N, D) or (N, C, H, W)
     "Examples, changed as asked for; raises ValueError, which names the array."
-    try:
-        x = _channels_first(_tensor(read()))
-        if x.dtype == torch.uint8 or x.is_floating_point():
-            if vocab and x.is_floating_point(): raise ValueError('holds floats; leave vocab out')
-        elif not vocab: raise ValueError(f'holds {x.dtype}; pass vocab=, the number of levels')
-        if not (size or bits): return x
-        if x.dtype != torch.uint8 or vocab:
-            raise ValueError('has no 256 levels; leave size and bits out')
-        if size is None: return keep_bits(x, bits)
-        h, w = size if isinstance(size, tuple) else (size, size)
-        if x.ndim != 4 or x.shape[2] < h or x.shape[3] < w:
-            raise ValueError(f'has shape {tuple(x.shape)}, less than size={size}; '
-                             'choose a smaller one')
-        return shrink(_cropped(x, (h, w)), (h, w), bits)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as e:
-        raise ValueError(f'arrays: {name!r} {e}') from None
+    x = _channels_first(name, _read_array(name, read))
+    said = f'arrays: {name!r} holds {x.dtype} of shape {tuple(x.shape)}'
+    if vocab and x.is_floating_point(): raise ValueError(f'{said}; leave vocab out')
+    if not (vocab or x.is_floating_point() or x.dtype == torch.uint8):
+        raise ValueError(f'{said}; pass vocab=, the number of levels')
+    if not (size or bits): return x
+    if vocab or x.dtype != torch.uint8:
+        raise ValueError(f'{said}, not bytes of 256 levels; leave size and bits out')
+    if size is None: return keep_bits(x, bits)
+    h, w = size if isinstance(size, tuple) else (size, size)
+    if x.ndim != 4 or x.shape[2] < h or x.shape[3] < w:
+        raise ValueError(f'{said}, less than size={size}; choose a smaller one')
+    return shrink(_cropped(x, (h, w)), (h, w), bits)
 
 def _array_labels(name: str, read: Callable) -> Tensor: # (N,)
     "Class numbers; raises ValueError, which names the array."
-    try:
-        y = _tensor(read())
-        y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+    y = _read_array(name, read)
+    if y.ndim == 2 and y.shape[1] == 1: y = y[:, 0]
+    with _refused(f'arrays: {name!r} holds no labels', 'save one whole number a row'):
         return _checked_labels(y, len(y))
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as e:
-        raise ValueError(f'arrays: {name!r} {e}') from None
 
 # %% ../nbs/12_data.ipynb #c5d5ab19
 def _arrays(place: Path, size: int | tuple[int, int] | None, bits: int | None,
@@ -1003,7 +1006,7 @@ def _arrays(place: Path, size: int | tuple[int, int] | None, bits: int | None,
         return Split(x, None if labels is None else _array_labels(labels, readers[labels]))
     parts = _by_row(read('')) if '' in sides else map(read, ('train', 'test'))
     split = 'a tenth by hash of the row for test' if '' in sides else 'own split'
-    return f"arrays '{place.resolve().name}', {split}{_resized(size)}", *parts
+    return f'arrays {place.resolve().name!r}, {split}{_resized(size)}', *parts
 
 # %% ../nbs/12_data.ipynb #01bd7ebe
 def _by_row(whole: Split) -> tuple[Split, Split]: # train, test
@@ -1027,10 +1030,8 @@ def _saved_parts(place: Path) -> dict[str, 'Dataset']: # by role, or one as ''
     except ImportError:
         raise ValueError('huggingface: the package datasets is missing; '
                          'pip install datasets') from None
-    try: found = datasets.load_from_disk(str(place))
-    except Exception as e:
-        raise ValueError(f"huggingface: '{place}' is no folder that save_to_disk wrote "
-                         f"({' '.join(str(e).split())})") from None
+    with _refused(f"huggingface: '{place}' is no folder that save_to_disk wrote", 'save it again'):
+        found = datasets.load_from_disk(str(place))
     if not isinstance(found, dict): return {'': found}
     if len(found) == 1: return {'': next(iter(found.values()))}
     parts = {_role(name): part for name, part in found.items()}
@@ -1155,6 +1156,8 @@ def _checked(name: str, bits: int | None, size: object, path: str | Path | None,
                          'leave bits out or choose fashion_mnist')
     if bits is not None: _whole('bits', bits, 1, 8)
     if 'vocab' in options: _whole('vocab', options['vocab'], 2)
+    if options.get('grey') not in (None, True, False):
+        raise ValueError(f"grey={options['grey']!r}: choose True or False, or leave it out")
     for option, value in options.items():
         if option not in source.options:
             raise ValueError(f'{option}={value!r}: {name} has no choice there; leave it out')
@@ -1172,6 +1175,7 @@ def load(name: str,               # 'digits', 'fashion_mnist', ...: an entry of 
         ) -> Data:
     "Images with a named release and a fixed split; raises FileNotFoundError for files not found."
     options = {k: v for k, v in dict(grey=grey, vocab=vocab).items() if v is not None}
+    said = {k: v for k, v in dict(bits=bits, size=size).items() if v is not None}
     source = _checked(name, bits, size, path, options)
     size = _checked_size(name, size, source.side)
     place = _find(source.find, path)
@@ -1179,13 +1183,16 @@ def load(name: str,               # 'digits', 'fashion_mnist', ...: an entry of 
     if place is None: raise _not_found(name, source, path)
     if size == source.side: size = None
     if bits == 8: bits = None
-    release, train, test = source.read(place, size, bits, **options)
+    try: release, train, test = source.read(place, size, bits, **options)
+    except ValueError as e: # a name may hold line breaks
+        raise ValueError(''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(e))) from e
     if size and source.side: release += f', resized {source.side}->{size} by area'
     if bits: release += f', {bits} bits'
     levels = None if train.x.is_floating_point() else vocab or source.levels
     vocab = 2**bits if bits else levels
     at = os.path.abspath(place) if isinstance(place, Path) else None
-    return Data(name, release, vocab, tuple(train.x.shape[1:]), train, test, at)
+    loaded = dict(name=name, **said, **options, **({} if path is None else dict(path=at)))
+    return Data(name, release, vocab, tuple(train.x.shape[1:]), train, test, at, loaded)
 
 def available() -> dict[str, str | None]: # name: place, or None where the files are not found
     "Which data sets this machine has, by file names alone: nothing is loaded."

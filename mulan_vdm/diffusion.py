@@ -30,7 +30,8 @@ def low_discrepancy_times(n: int, # how many
                          ) -> Tensor: # (n,) in [0, 1)
     "n evenly spaced times with one random offset, each uniform in [0, 1)."
     # 53 random bits, which is double precision, also where there is none
-    u = int(torch.randint(2**53, (), generator=rows.generator, device=device)) / 2**53
+    bits = torch.randint(2**53, (), generator=rows.generator, device=device)
+    u = bits.to(torch.get_default_dtype()) / 2**53
     row = rows.rank + rows.world * torch.arange(n, device=device)
     t = (u + row / (rows.world * n)) % 1
     return t.to(dtype).clamp(max=1 - 2**-24)
@@ -258,6 +259,13 @@ def check(self: Diffusion, x: Tensor) -> None:
     if not len(x): raise ValueError("x has no examples: pass at least one")
     self.codec.check(x)
 
+# %% ../nbs/07_diffusion.ipynb #1876bacb
+@patch
+def _reach(self: Diffusion) -> int | None: # of the decoder; None where it must ask the device
+    "Levels that the decoder looks at where gamma(0) is fixed."
+    start = self.schedule.fixed_start()
+    return None if start is None or self.codec.vocab is None else self.codec.reach(start)
+
 # %% ../nbs/07_diffusion.ipynb #5fcae39e
 def _total(nats: Tensor) -> Tensor: # (B, *event) to (B,)
     "Sum over the dimensions of each example."
@@ -272,11 +280,12 @@ def forward(self: Diffusion,
             T: int | Tensor | None = None,
             t: Tensor | None = None, # times in [0, 1), (B,); low-discrepancy by default
             w: Tensor | None = None, # latents, charged for themselves; by default drawn from q(w|x)
-            rows: Rows = Rows()      # of times, noise and latents
+            rows: Rows = Rows(),     # of times, noise and latents
+            check: bool = True       # look at x first? `fit` has looked at all of its data
            ) -> Terms:               # nats per example
     """One-sample estimate of every term of the bound, nats; VDM notes section 2.5.
     Raises ValueError for other shapes or pixels."""
-    self.check(x)
+    if check: self.check(x)
     k = x
     x = self.codec.encode(k, self.reference.dtype)
     t, dt_du = self._times(len(x), rows, t)
@@ -290,7 +299,7 @@ def forward(self: Diffusion,
     gamma_0, gamma_1 = self.schedule(torch.zeros_like(t), w), self.schedule(torch.ones_like(t), w)
 
     z_0 = diffuse(x, gamma_0, eps_0)
-    reconstruction = -self.codec.log_prob(k, z_0, gamma_0)
+    reconstruction = -self.codec.log_prob(k, z_0, gamma_0, self._reach())
     prior = prior_kl(x, gamma_1)
 
     z_t = diffuse(x, gamma_t, eps)

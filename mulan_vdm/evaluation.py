@@ -27,6 +27,9 @@ def mean_se(values: Tensor, # one per image (N,)
            ) -> tuple[float, float]: # mean, standard error
     """Mean over images and its standard error, within classes if they are given. Raises
     ValueError for a class of one."""
+    if len(values) < 2:
+        raise ValueError(f"{len(values)} image of which no standard error can be made: "
+                         "add test images, two at least")
     if strata is None: strata = torch.zeros(len(values), dtype=torch.long)
     groups = [values[strata == c] for c in strata.unique()]
     if min(map(len, groups)) < 2:
@@ -333,5 +336,5 @@ def across_seeds(table: Tensor, # of each training (S) and each image (N)
     se = math.sqrt(max(se_seeds**2 + se_images**2 - twice, se_seeds**2, se_images**2))
     images = max(se_images**2 - twice, 0.)
     width = math.hypot(t.ppf(0.975, S - 1) * se_seeds, t.ppf(0.975, N - 1) * math.sqrt(images))
-    ratio = float(width / se) if se else math.nan
-    return AcrossSeeds(table.mean().item(), se_seeds, se_images, se, ratio)
+    ratio = max(width / se, t.ppf(0.975, N - 1)) if se else math.nan
+    return AcrossSeeds(table.mean().item(), se_seeds, se_images, se, float(ratio))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from functools import partial
 from torch import Tensor
 from typing import Callable, NamedTuple
+from ._needs import extra
 from .noise import sigma
 from .schedules import gamma_and_slope
 from .diffusion import Diffusion
@@ -80,7 +81,7 @@ def _check_arrival(status: Tensor, nfe: Tensor, tolerance: float, max_steps: int
     "Raises FloatingPointError if an example did not arrive."
     failed = int((status != 0).sum())
     if not failed: return
-    from torchode import Status
+    Status = extra('torchode', 'flow').Status
     broken = (status == Status.INFINITE_NORM.value).any()
     why = 'a value is not finite' if broken else f'max_steps={max_steps} reached'
     raise FloatingPointError(f"{failed} of {len(status)} trajectories failed at "
@@ -104,7 +105,7 @@ def solve(f: Callable[[Tensor, Tensor], Tensor], # t (B,), state (B, S) -> its d
          ) -> tuple[Tensor, Tensor]:    # state at the end (B, S), evaluations of f (B,)
     """Tsitouras' 5(4) pair with the error of every example controlled by itself. Raises
     FloatingPointError if it does not arrive, ValueError for values that are not positive."""
-    import torchode # takes as long as torch itself: only where it is needed
+    torchode = extra('torchode', 'flow') # takes as long as torch itself: only where it is needed
     check_solver(tolerance, max_steps)
     norm = partial(_error_norm, D=D)
     control = torchode.PIDController(tolerance, tolerance, 0.2, 0.5, 0., norm=norm).to(state)

@@ -1,7 +1,9 @@
 from typing import Any, Callable, Iterable, Iterator, Optional, Sequence, Union
 import mulan_vdm.diffusion
 import mulan_vdm.evaluation
+import mulan_vdm.runs
 import mulan_vdm.schedules
+import pathlib
 import torch
 import torch.nn.modules.module
 import typing
@@ -27,3 +29,7 @@ def from_adm(net: torch.nn.modules.module.Module, event_shape: tuple[int, ...], 
 def started_at(model: mulan_vdm.diffusion.Diffusion, gamma_0: float) -> mulan_vdm.diffusion.Diffusion: ...
 
 def best_start(model: mulan_vdm.diffusion.Diffusion, x: torch.Tensor, gammas: list[float], **options: typing.Any) -> tuple[mulan_vdm.diffusion.Diffusion, dict[float, mulan_vdm.evaluation.Evaluation]]: ...
+
+def read_flax(file: str | pathlib.Path) -> dict[str, torch.Tensor]: ...
+
+def convert(file: str | pathlib.Path, out: str | pathlib.Path, preset: str | None = ..., prediction: str | None = ..., k: int | None = ..., gamma_min: float | None = ..., gamma_max: float | None = ...) -> mulan_vdm.runs.Run: ...

@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from typing import Callable
 from tqdm.auto import tqdm
+from ._needs import extra
 from .processes import seeded
 from .codec import Codec
 from .nets import Encoder
@@ -104,10 +105,10 @@ def frechet(real: Tensor, # features (N, d)
             drawn: Tensor # features (M, d)
            ) -> Tensor:
     "Fréchet distance of two sets of features, @eq-fid."
-    from torchmetrics.image.fid import FrechetInceptionDistance
+    metric = extra('torchmetrics.image.fid', 'scores')
     features = nn.Identity() # of features that are given
     features.num_features = real.shape[1]
-    fid = FrechetInceptionDistance(features)
+    fid = metric.FrechetInceptionDistance(features)
     fid.set_dtype(torch.float64)
     fid.update(real.double(), real=True)
     fid.update(drawn.double(), real=False)

@@ -10,7 +10,6 @@ __all__ = ['estimators', 'latents', 'Latent', 'NoLatent', 'EncodedLatent', 'Gaus
 import math
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 from .noise import gaussian_kl
@@ -129,7 +128,8 @@ def _draw_one(q: Tensor, rows: Rows) -> Tensor: # one-hot, like q
     "Of probabilities (B, m) the value at which their sum passes a uniform number."
     u = rows.rand(len(q), 1, dtype=q.dtype, device=q.device)
     below = (q.cumsum(-1) <= u).sum(-1)
-    return F.one_hot(below.clamp(max=q.shape[-1] - 1), q.shape[-1]).to(q.dtype)
+    chosen = below.clamp(max=q.shape[-1] - 1)
+    return torch.zeros_like(q).scatter_(-1, chosen[:, None], 1.)
 
 # %% ../nbs/05_latents.ipynb #abaaf5b1
 class Categorical(EncodedLatent):

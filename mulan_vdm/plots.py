@@ -24,6 +24,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 from typing import Any
+from ._needs import extra
 from .noise import alpha, sigma
 from .schedules import gamma_and_slope, Linear, Schedule
 from .objective import shifted, Weighting, weightings
@@ -201,12 +202,16 @@ def plot_metrics(run: Run | Path | str, # or its folder
     window = max(1, len(y) // 20)
     mean = np.convolve(y, np.full(window, 1 / window), 'valid')
     settled = y[len(y) // 10:]      # the first tenth would stretch the axis
-    low, high = settled.min(), settled.max()
+    low, high = np.nanmin(settled), np.nanmax(settled)
     unit = '' if name in ('lr', 'grad_norm', 'seconds') else ' (bits/dim)'
     figure = Figure((5, 2.8), layout='constrained')
     ax = figure.subplots()
     ax.plot(log['step'], y, lw=0.6, alpha=0.5)
     ax.plot(log['step'][window - 1:], mean)
+    if name == 'loss' and 'validation' in log:
+        how = dict(fmt='.', color='black', label='test images, the bound')
+        ax.errorbar(log['step'], log['validation'], log['validation_se'], **how)
+        ax.legend()
     ax.set(xlabel='step', ylabel=name + unit, ylim=(low - 0.05 * abs(low), high + 0.05 * abs(high)))
     return figure
 
@@ -214,7 +219,7 @@ def plot_metrics(run: Run | Path | str, # or its folder
 def _explore(draw: Callable[..., Figure], # the figure of the controls' values
              **controls):                 # ipywidgets controls, by the names of draw's arguments
     "Widget: controls above the figure, which is drawn again when one moves. Needs a kernel."
-    from ipywidgets import interactive
+    interactive = extra('ipywidgets', 'notebook').interactive
     from IPython.display import display
     return interactive(lambda **values: display(draw(**values)), **controls)
 
@@ -432,9 +437,9 @@ def explore_schedule(x: Tensor,              # one image (C, H, W) coded to [-1,
                      gamma_min: float = -8., # where its slider starts
                      gamma_max: float = 5.):
     "Widget: sliders for the ends of a linear schedule above `plot_ends`."
-    from ipywidgets import FloatSlider
-    low = FloatSlider(gamma_min, min=-20, max=-1, description='γ min')
-    high = FloatSlider(gamma_max, min=0, max=15, description='γ max')
+    widgets = extra('ipywidgets', 'notebook')
+    low = widgets.FloatSlider(gamma_min, min=-20, max=-1, description='γ min')
+    high = widgets.FloatSlider(gamma_max, min=0, max=15, description='γ max')
     return _explore(lambda low, high: plot_ends(x, low, high), low=low, high=high)
 
 # %% ../nbs/22_plots.ipynb #212570ea
@@ -465,12 +470,12 @@ def explore_weighting(x: Tensor,             # one image (C, H, W) coded to [-1,
                       low: float = -5.,      # the noisy end of the log SNR
                       high: float = 8.):     # the clean end
     "Widget: a menu of weightings and a slider for their shift above `plot_weighting`."
-    from ipywidgets import Dropdown, FloatSlider
+    widgets = extra('ipywidgets', 'notebook')
     def draw(name, shift):
         w = shifted(weightings[name], shift)
         return plot_weighting(x, w, low, high, f'{name}, shift {shift:g}')
-    menu = Dropdown(options=list(weightings), value=name, description='weight')
-    slider = FloatSlider(0., min=-4, max=4, step=0.5, description='shift')
+    menu = widgets.Dropdown(options=list(weightings), value=name, description='weight')
+    slider = widgets.FloatSlider(0., min=-4, max=4, step=0.5, description='shift')
     return _explore(draw, name=menu, shift=slider)
 
 # %% ../nbs/22_plots.ipynb #f9a5a52b
@@ -495,7 +500,7 @@ def explore_pixel_schedule(model: Diffusion, # with a schedule per pixel
                            x: Tensor):       # integer images (n, C, H, W)
     """Widget: a slider over images above `plot_image_schedule`. Raises ValueError for a
     schedule that has no pixels."""
-    from ipywidgets import IntSlider
+    widgets = extra('ipywidgets', 'notebook')
     if len(model.schedule.event_shape) != 3:
         raise ValueError(f"schedule {type(model.schedule).__name__} is the same for all pixels: "
                          "pass a model of mulan")
@@ -503,7 +508,7 @@ def explore_pixel_schedule(model: Diffusion, # with a schedule per pixel
     w, _ = model.latent(model.codec.encode(x, model.reference.dtype), rows)
     maps = pixel_maps(model.schedule, w)
     maps = maps.expand(len(x), *maps.shape[1:])
-    slider = IntSlider(0, min=0, max=len(x) - 1, continuous_update=False)
+    slider = widgets.IntSlider(0, min=0, max=len(x) - 1, continuous_update=False)
     return _explore(lambda image: plot_image_schedule(maps, x, image), image=slider)
 
 # %% ../nbs/22_plots.ipynb #53533d7f
@@ -632,12 +637,12 @@ def explore_latent(model: Diffusion,    # with a Gaussian latent of images
                    steps: int = 20, seed: int = 0,
                    n: int = 1):         # images, each with other noise
     "Widget: sliders along principal directions of w, in standard deviations, above the images."
-    from ipywidgets import FloatSlider
+    widgets = extra('ipywidgets', 'notebook')
     z_1 = _fixed_noise(model, n, seed)
     def draw(**c):
         images = _decoded(model, axes, torch.tensor([list(c.values())]), z_1, steps)
         return plot_images(images, model.codec.vocab, min(n, 8), scale=2. if n == 1 else 0.6)
     names = [f'direction {i + 1}' for i in range(min(directions, len(axes.spread)))]
-    sliders = {name: FloatSlider(0., min=-3., max=3., step=0.25, continuous_update=False)
+    sliders = {name: widgets.FloatSlider(0., min=-3., max=3., step=0.25, continuous_update=False)
                for name in names}
     return _explore(draw, **sliders)

@@ -29,7 +29,7 @@ from . import __version__
 from .schedules import choose
 from .diffusion import Diffusion
 from .data import Data, load as load_data
-from .systems import build, systems, translated
+from .systems import build, shipped, system_of, translated
 
 # %% ../nbs/14_runs.ipynb #ee1f11dc
 class Run:
@@ -613,7 +613,7 @@ def _is_a(value: Any, kind: Any) -> bool: # of JSON; an annotation
         return isinstance(value, list) and all(_is_a(v, inside[0]) for v in value)
     if get_origin(kind) is dict:
         return isinstance(value, dict) and all(_is_a(v, inside[1]) for v in value.values())
-    if kind is float: return type(value) in (int, float)
+    if kind is float: return type(value) in (int, float) and abs(value) < 1e300
     return type(value) is kind
 
 def _said(kind: Any) -> str:
@@ -632,7 +632,10 @@ def arguments(self: Run,
     if part not in config:
         raise ValueError(f"{path} has no {part}: restore it from a copy, or pass fit a config= "
                          "that names it")
-    given = translated(config).get(part, {}) if 'model' in config else config[part]
+    try: given = (translated(config) if {'system', 'model'} <= config.keys() else config)[part]
+    except (ValueError, TypeError, OverflowError) as e:
+        raise ValueError(f"{path}: model makes no sense ({_brief(e)}): correct it, or restore the "
+                         "file from a copy") from None
     known = inspect.signature(function).parameters
     version = config.get('version', 'unknown')
     for name, value in given.items():
@@ -646,16 +649,30 @@ def arguments(self: Run,
                              f"{_said(kind)}: correct it, or restore the file from a copy")
     return given
 
+# %% ../nbs/14_runs.ipynb #7d0e719c
+def _card(run: Run, steps: int) -> dict: # facts for `save_pretrained`
+    "Steps, release and bits per dimension of a run, as far as they are known."
+    try: report = _object(_content(run.path / 'report.json'))
+    except (OSError, ValueError): report = {}
+    if report.get('steps') != steps: return dict(steps=steps) # of another checkpoint, or none
+    return {k: report[k] for k in ('steps', 'release', 'bpd', 'bpd_se', 'n') if k in report}
+
 # %% ../nbs/14_runs.ipynb #c6a53877
-def load_run(path: Path | str) -> tuple[Diffusion, dict, int]: # of a run folder
+def load_run(path: Path | str # run folder, `mulan-digits`, which comes with the package, or hf:user/name
+            ) -> tuple[Diffusion, dict, int]:
     """The averaged model in evaluation mode, configuration, steps done; raises OSError or
     ValueError for a run that is not whole."""
+    if str(path).startswith('hf:') or (str(path) in shipped() and not Path(path).exists()):
+        model = Diffusion.from_pretrained(path)
+        return model, model.config, model.card.get('steps', 0)
     run = Run(path)
     config = run.config
     if missing := {'system', 'model'} - config.keys():
         raise ValueError(f"{run.file('config')} has no {' and no '.join(sorted(missing))}: train a "
                          "model of a system, such as vdm, or pass fit a config= that names them")
-    run.arguments('model', choose('system', config['system'], systems))
+    try: system = system_of(config)
+    except (ValueError, TypeError) as e: raise ValueError(f"{run.file('config')}: {e}") from None
+    run.arguments('model', system)
     try: model = build(config)
     except Exception as e: # whatever a system says to settings that nobody has tried
         raise ValueError(f"{run.file('config')}: no model can be built ({_brief(e)}): correct it, "
@@ -663,6 +680,7 @@ def load_run(path: Path | str) -> tuple[Diffusion, dict, int]: # of a run folder
     average = {f'ema.module.{k}': v for k, v in model.state_dict().items()}
     tensors, steps = run.load(('ema.module.',), like=average)
     model.load_state_dict({k.removeprefix('ema.module.'): v for k, v in tensors.items()})
+    model.card = _card(run, steps)
     return model.eval(), config, steps
 
 # %% ../nbs/14_runs.ipynb #306d7654
@@ -759,8 +777,11 @@ def report(self: Run, kind: str = '') -> dict | None: # None if there is none
     remedy = f'write it again by mulan-vdm {command}'
     found = _parsed(path, _content(path), _object, remedy)
     for name, is_a in figures.items():
-        if not _is_a(found.get(name), is_a):
+        if name not in found or not _is_a(found[name], is_a):
             raise ValueError(f"{path} has no {name}, or none that is {_said(is_a)}: {remedy}")
+    terms = found.get('terms', dict(latent=[0., 0.]))
+    if 'latent' not in terms or any(len(pair) != 2 for pair in terms.values()):
+        raise ValueError(f"{path} has no terms, mean and error of each: {remedy}")
     return found
 
 def _arrays(content: bytes) -> dict[str, np.ndarray]: # each (N,), bpd among them
@@ -782,8 +803,9 @@ def per_image(self: Run, kind: str = '') -> dict[str, np.ndarray]: # by name
     path = self.path / beside
     with self._turn():
         report = self.report(kind)
+        absent = name if report is None else beside
         if report is None or not path.exists():
-            raise FileNotFoundError(f"{path} does not exist: evaluate {self} first")
+            raise FileNotFoundError(f"{self.path / absent} does not exist: evaluate {self} first")
         content = _content(path)
     remedy = f'write both again by mulan-vdm {_reports[kind][0]}'
     belongs = report.get(_sum_of_arrays, _sum(content)) == _sum(content)
@@ -807,8 +829,10 @@ def samples(self: Run) -> np.ndarray | None: # None if none were drawn
     if not path.exists(): return None
     remedy = 'draw them again by mulan-vdm sample'
     found = _parsed(path, _content(path), lambda content: np.load(io.BytesIO(content)), remedy)
-    if not isinstance(found, np.ndarray) or found.ndim < 2 or found.dtype.kind not in 'fiu':
-        raise ValueError(f"{path} holds no samples: {remedy}")
+    shape = self.config.get('model', {}).get('event_shape') if self.file('config').exists() else None
+    fits = isinstance(found, np.ndarray) and found.dtype.kind in 'fiu' and found.ndim > 1
+    if not fits or shape not in (None, list(found.shape[1:])):
+        raise ValueError(f"{path} holds no samples, or none of this run: {remedy}")
     return found
 
 @patch

@@ -48,7 +48,8 @@ class Schedule(FullPrecision):
     - where they differ: `event_shape`, the shape of its numbers per dimension, () if all dimensions
       share one gamma; `per_dimension`, does the class take `event_shape` and a `network` on w;
       `learns_ends`, does it take `learn_ends`; `numbers`, per dimension that a network on w gives;
-    - if it adapts, `observe`; if it learns the shape between fixed ends, `interior`.
+    - if it adapts, `observe`; if it learns the shape between fixed ends, `interior`; if gamma(0) is
+      one number that stays, `fixed_start`, which spares the decoder to ask for it.
 
     `inverse`, `ends`, `density`, `at` and `times` follow from these: override them where there is a
     closed form."""
@@ -68,6 +69,10 @@ class Schedule(FullPrecision):
     def interior(self) -> dict[str, nn.Parameter]: # by name
         "Parameters that move gamma between its ends only; continuous time's loss ignores them."
         return {}
+
+    def fixed_start(self) -> float | None:
+        "gamma(0) where it is one number that nothing learns; by default nobody knows."
+        return None
 
 # %% ../nbs/01_schedules.ipynb #6e44d30a
 @patch
@@ -150,6 +155,9 @@ class Between(Schedule):
         "The lower end and the range, learned ones within their bounds."
         if not isinstance(self.log_range, Tensor): return self.gamma_min, math.exp(self.log_range)
         return self.gamma_min.clamp(min=self.lowest), self.log_range.clamp(max=self.widest).exp()
+
+    def fixed_start(self) -> float | None:
+        return None if isinstance(self.gamma_min, Tensor) else self.gamma_min
 
     def climb(self, t: Tensor, w: Tensor | None = None) -> Tensor: # u in [0, 1]
         "Climbs from 0 at t = 0 to 1 at t = 1, elementwise in t."
@@ -448,6 +456,8 @@ class Truncated(_ClosedForm):
 
     def ends(self) -> tuple[float, float]: return self.gamma_min, self.gamma_max
 
+    def fixed_start(self) -> float | None: return self.gamma_min
+
     def observe(self, gamma: Tensor, loss: Tensor) -> None: self.schedule.observe(gamma, loss)
 
 # %% ../nbs/01_schedules.ipynb #872862a7
@@ -515,6 +525,8 @@ class Adaptive(_Piecewise):
         self.register_buffer('visits', torch.zeros(bins))
 
     def ends(self) -> tuple[float, float]: return self.gamma_min, self.gamma_max
+
+    def fixed_start(self) -> float | None: return self.gamma_min
 
 # %% ../nbs/01_schedules.ipynb #fe442d60
 @patch

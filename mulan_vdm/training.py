@@ -80,6 +80,10 @@ def _mirrored(x: Tensor, rows: Rows) -> Tensor: # (B, C, H, W)
     chosen = rows.rand(len(x), device=x.device) < 0.5
     return torch.where(chosen.view(-1, 1, 1, 1), x.flip(-1), x)
 
+def _sent(v: Tensor, device: torch.device) -> Tensor:
+    "v on a device; a graphics card fetches it while other work goes on."
+    return v.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else v.to(device)
+
 def _parts_of(x: Tensor, y: Tensor | None, accelerator,
               accumulate: int,      # number of parts
               drop: float,          # probability of leaving out a label
@@ -93,8 +97,8 @@ def _parts_of(x: Tensor, y: Tensor | None, accelerator,
         share = accelerator.process_index + accelerator.num_processes * a
         generator = torch.Generator(device).manual_seed(mixed_seed(*key, 0))
         rows = Rows(generator, share, accelerator.num_processes * accumulate)
-        told = None if y is None else _left_out(y[a::accumulate].to(device), drop, rows)
-        mine = x[a::accumulate].to(device)
+        told = None if y is None else _left_out(_sent(y[a::accumulate], device), drop, rows)
+        mine = _sent(x[a::accumulate], device)
         parts.append((_mirrored(mine, rows) if flip else mine, told, rows))
     return parts
 
@@ -110,7 +114,7 @@ def _gradient(accelerator,
     for i, (x, y, rows) in enumerate(parts, 1):
         with contextlib.nullcontext() if i == len(parts) else accelerator.no_sync(model):
             with seeded(*key, 1 + rows.rank), accelerator.autocast(): # dropout of this share
-                terms = model(x, y=y, T=T, rows=rows)
+                terms = model(x, y=y, T=T, rows=rows, check=False)
             loss = bits_per_dim((terms.loss + (beta - 1) * terms.latent).mean(), event_shape)
             accelerator.backward(loss / len(parts))
         means = [bits_per_dim(v.detach().mean(), event_shape) for v in terms]
@@ -254,7 +258,7 @@ class Progress(NamedTuple):
     "What `fit` yields after each step."
     step: int         # steps done
     loss: float       # training objective, bits/dim
-    terms: dict[str, float] # of the bound, bits/dim, this batch
+    terms: dict[str, float] # estimates from this batch at training's times, bits/dim; no bound
     lr: float         # learning rate of this step
     grad_norm: float  # before clipping; not finite in a step that was left out
     seconds: float    # trained so far, over all resumes
@@ -507,10 +511,12 @@ def _labels_for(model: Diffusion, y: Tensor | None, drop: float) -> Tensor | Non
 # %% ../nbs/15_training.ipynb #0ab183ed
 def _source(data: Data) -> dict: # of `load`
     "Arguments that load the data again; a path only where they are not found without."
+    if data.loaded: return data.loaded
     shape = data.event_shape
     found = dict(name=data.name)
     if data.vocab in (2, 4, 8, 16, 32, 64, 128): found['bits'] = data.vocab.bit_length() - 1
-    if len(shape) == 3 and shape[1] == shape[2]: found['size'] = shape[2]
+    square = len(shape) == 3 and shape[1] == shape[2]
+    if square and (data.name != 'folder' or 'resized' in data.release): found['size'] = shape[2]
     if data.path and available().get(data.name) != data.path: found['path'] = data.path
     return found
 
@@ -711,9 +717,10 @@ def _quick_bound(model: Diffusion,
     return bits.mean().item(), bits.std().item() / math.sqrt(len(bits))
 
 # %% ../nbs/15_training.ipynb #507e07d3
-def _is_live() -> bool:
-    "Does somebody watch standard error, in a terminal or a notebook?"
-    return 'notebook' in tqdm.__mro__[1].__module__ or sys.stderr.isatty()
+def _wants_bars() -> bool:
+    "Does somebody watch standard error, in a terminal or a notebook, and not refuse bars?"
+    live = 'notebook' in tqdm.__mro__[1].__module__ or (sys.stderr and sys.stderr.isatty())
+    return live and not os.environ.get('TQDM_DISABLE')
 
 class _Watch:
     "What a person sees of a training: a bar, or a few lines in a file."
@@ -728,9 +735,9 @@ class _Watch:
         self.steps = steps
         self.first = done + 1
         self.loss = None # smoothed, bits/dim
-        self.shown = shown and os.environ.get('TQDM_DISABLE', '0') in ('', '0')
+        self.shown = shown
         self.bar = tqdm(desc=f'training on {device}', total=steps, initial=done, leave=False,
-                        disable=not (self.shown and _is_live()))
+                        disable=not (shown and _wants_bars()))
 
     def say(self, text: str) -> None:
         "A line of its own, above the bar."
@@ -745,13 +752,19 @@ def note(self: _Watch, now: Progress, ending: bool) -> None:
     self.loss = now.loss if n == 0 else keep * self.loss + (1 - keep) * now.loss
     said = f'{self.loss:.3f} bits/dim'
     if now.validation: said += ', test {:.3f} ± {:.3f}'.format(*now.validation)
-    if n == 0: self.began = now.seconds
+    if n == 0: self.began = self.told = now.seconds
     if n == self.after: self.estimate(now)
     self.bar.set_postfix_str(said, refresh=False)
     self.bar.update()
-    if self.bar.disable and (now.saved or ending):
+    if self.bar.disable and (ending or self.due(now)):
         self.say(f'step {now.step} of {self.steps}: {said}, {now.seconds:.0f} s')
+        self.told = now.seconds
     if ending: self.bar.close()
+
+@patch
+def due(self: _Watch, now: Progress) -> bool:
+    "Is it time for a line, where there is no bar?"
+    return now.step % max(1, self.steps // 10) == 0 or now.seconds - self.told > 60
 
 @patch
 def estimate(self: _Watch, now: Progress) -> None:

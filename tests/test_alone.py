@@ -1,5 +1,6 @@
-"""Notebooks by themselves, copied into an empty folder: three here, all of them in `make notebooks-alone`."""
-import json, re, sys
+"""Notebooks by themselves, copied into an empty folder: three here, all in `make notebooks-alone`. And
+the package without its extras: what needs one says so in one line, before any work."""
+import configparser, json, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
 from mulan_vdm._needs import clone, extra
@@ -44,3 +45,41 @@ def test_what_is_missing_is_said_in_one_line(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="^No module named 'absent_too'$"):
         extra('broken', 'notebook')
+
+extras = dict(torchode='flow', torchmetrics='scores', ipywidgets='notebook')
+
+def test_extras_are_not_required():
+    ini = configparser.ConfigParser()
+    ini.read(root / 'settings.ini', encoding='utf-8')
+    for package, name in extras.items():
+        assert package not in ini['DEFAULT']['requirements']
+        assert package in ini['DEFAULT'][f'{name}_requirements']
+
+def test_every_module_is_imported_without_extras():
+    lines = ["import sys", *(f"sys.modules['{package}'] = None" for package in extras),
+             "import importlib, pkgutil, mulan_vdm",
+             "for m in pkgutil.iter_modules(mulan_vdm.__path__):",
+             "    if m.name != '__main__': importlib.import_module(f'mulan_vdm.{m.name}')"]
+    done = subprocess.run([sys.executable, '-c', '\n'.join(lines)], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+@pytest.mark.parametrize('words, package', [('evaluate {} --method ode', 'torchode'),
+                                            ('sample {} --step ode', 'torchode'),
+                                            ('sample {} --score', 'torchmetrics')])
+def test_a_command_says_which_extra_it_needs(words, package, tmp_path, monkeypatch, capsys):
+    from mulan_vdm import reports
+    from mulan_vdm.cli import main
+    def no_work(*args, **kwargs): raise AssertionError('work before the check')
+    for name in ('sample', 'ode_evaluate', 'load_run'): monkeypatch.setattr(reports, name, no_work)
+    monkeypatch.setitem(sys.modules, package, None)
+    shutil.copytree(root / 'tests/earlier/vdm', tmp_path / 'run')
+    assert main(words.format(tmp_path / 'run').split()) == 1
+    said = capsys.readouterr().err
+    assert said == f"mulan-vdm: {package} is not installed: pip install 'mulan-vdm[{extras[package]}]'\n"
+
+def test_a_widget_says_which_extra_it_needs(monkeypatch):
+    import torch
+    from mulan_vdm.plots import explore_schedule
+    monkeypatch.setitem(sys.modules, 'ipywidgets', None)
+    with pytest.raises(ModuleNotFoundError, match=r'^ipywidgets is not installed: .*\[notebook\]'):
+        explore_schedule(torch.zeros(1, 8, 8))

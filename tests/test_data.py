@@ -45,6 +45,7 @@ def message(error, call, *args, **kwargs):
     (dict(name='folder', path='~nobody-of-this-name/x'), 'path', "'~nobody-of-this-name/x'", 'home folder'),
     (dict(name='digits', grey=True), 'grey', 'True', 'leave it out'),
     (dict(name='folder', path='.', vocab=9), 'vocab', '9', 'leave it out'),
+    (dict(name='folder', path='.', grey='no'), 'grey', "'no'", 'True or False'),
     (dict(name='arrays', path='.', vocab=1), 'vocab', '1', 'at least 2'),
     (dict(name='arrays'), 'path', 'None', 'pass path=..., a .npy or .npz file'),
     (dict(name='imagenet32', path='.', download=True), 'download', 'True', 'Get Imagenet32_train_npz.zip'),
@@ -332,6 +333,9 @@ def test_cifar10_never_waits_and_never_grows(cifar):
         bad.unlink(); change()
         m = message(ValueError, load, 'cifar10', path=folder)
         assert word in m and 'again' in m and '\n' not in m
+    bad.unlink(); bad.symlink_to('data_batch_1')
+    (folder/'batches.meta').unlink(); os.mkfifo(folder/'batches.meta')
+    assert 'pipe' in message(ValueError, load, 'cifar10', path=folder)
 
 # ImageNet
 
@@ -795,8 +799,11 @@ def test_folder_beyond_the_memory(tmp_path, home, monkeypatch):
     load('folder', path=tmp_path/'a', bits=3); load('folder', path=tmp_path/'a', bits=3, size=10)
     assert load('folder', path=tmp_path/'a', grey=True).event_shape == (1, 20, 20)
     monkeypatch.setattr(data.shutil, 'disk_usage', lambda p: type('', (), dict(free=10))())
-    m = message(OSError, load, 'folder', path=tmp_path/'a')
+    m = message(OSError, load, 'folder', path=tmp_path/'a', bits=1)
     assert 'do not fit' in m and 'make room' in m and '\n' not in m
+    data._cache().rename(tmp_path/'old'); data._cache().touch()   # no folder
+    m = message(OSError, load, 'folder', path=tmp_path/'a')
+    assert 'cannot be kept' in m and 'smaller size' in m and '\n' not in m
 
 def test_folder_leaves_out_run_folders(tmp_path):
     many(tmp_path, 30)
@@ -810,6 +817,22 @@ def test_folder_leaves_out_run_folders(tmp_path):
     assert d.fingerprint == before and len(words) == 1
     assert "run folders are left out: 'run', 'runs/deep'" in words[0]
     assert d.path == str(tmp_path) and load('folder', path=os.path.relpath(tmp_path)).path == str(tmp_path)
+
+def test_folder_with_names_that_no_line_can_hold(tmp_path):
+    "Line breaks, bytes that are no text: read, and said in one line that can be printed"
+    place = Path(os.fsdecode(os.fsencode(tmp_path) + b'/a\nb\xff'))
+    many(place, 30)
+    d = load('folder', path=place)
+    assert '\n' not in d.release and d.release.encode() and len(d.train.x) + len(d.test.x) == 30
+    for name in (b'c\nd.png', b'\xff\r.png'):
+        file = place/os.fsdecode(name)
+        file.write_bytes(b'words')
+        m = message(ValueError, load, 'folder', path=place)
+        assert m.isprintable() and m.encode() and '.png' in m
+        file.unlink()
+    (place/os.fsdecode(b'\xff\nnote')).write_text('words')
+    d, words = said(load, 'folder', path=place)
+    assert words[0].isprintable() and words[0].encode()
 
 def test_same_names_other_pictures(tmp_path):
     "Two folders of one name hold two data sets; a folder that is moved stays the same one"
@@ -879,12 +902,12 @@ def test_arrays_by_shape_and_type(tmp_path, shape, event, kind, vocab, expected)
     (dict(), {}, ['no array', 'name them']), (dict(mean=np.zeros(4), std=np.zeros(4)), {}, ['name them']),
     (dict(train=np.zeros((9, 4), 'u1'), y=np.zeros(9, int)), {}, ["'train', 'y'", 'name them']),
     ({name: np.zeros((9, 4), 'u1') for name in ('train', 'val', 'test')}, {}, ['name them']),
-    (dict(x=np.zeros((9, 4), 'c8')), {}, ["'x'", 'complex64', 'save uint8']),
+    (dict(x=np.zeros((9, 4), 'c8')), {}, ["'x'", 'complex64', 'uint8, int32']),
     (dict(x=np.array([{}] * 9)), {}, ["'x'", 'objects']), (dict(x=np.array(['a'] * 9)), {}, ["'x'", '<U1']),
     (dict(x=np.zeros(9)), {}, ["'x'", '(9,)', '(N, D)']),
     (dict(x=np.zeros((9, 1, 2, 3, 4))), {}, ["'x'", '(9, 1, 2, 3, 4)']),
     (dict(x=np.zeros((9, 4), int)), {}, ["'x'", 'int64', 'pass vocab=']),
-    (dict(x=np.zeros((9, 4))), dict(vocab=3), ["'x'", 'floats', 'leave vocab out']),
+    (dict(x=np.zeros((9, 4))), dict(vocab=3), ["'x'", 'float32', 'leave vocab out']),
     (dict(x=np.zeros((9, 4))), dict(bits=3), ["'x'", '256 levels', 'leave size and bits out']),
     (dict(x=np.zeros((9, 4, 4), 'u1')), dict(size=5), ["'x'", '(9, 1, 4, 4)', 'size=5']),
     (dict(x=np.zeros((9, 4), 'u1')), dict(size=2), ["'x'", '(9, 4)', 'size=2']),
@@ -1039,6 +1062,37 @@ def test_no_home_folder(monkeypatch):
     assert available()['digits'] and available()['cifar10'] is None and len(load('digits').test.x) == 360
     assert '/usr/share/datasets' in message(FileNotFoundError, load, 'cifar10')
     assert 'set HOME' in message(FileNotFoundError, load, 'cifar10', download=True)
+
+def test_too_few_to_judge_or_to_probe(tmp_path):
+    "One class, few images, one test image: said at the beginning, in one line"
+    from mulan_vdm.evaluation import mean_se
+    from mulan_vdm.judging import check_scores, sample_scores, train_judge
+    from mulan_vdm.probing import probe
+    digits = load('digits')
+    one = digits.train.y == 3
+    alone = digits._replace(train=data.Split(digits.train.x[one], digits.train.y[one]))
+    few = digits._replace(test=digits.test.some(11))
+    split = data.Split(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))
+    for words, call in (('digits has one class', lambda: train_judge(alone)),
+                        ('digits has one class', lambda: sample_scores(None, alone, digits.test.x)),
+                        ('11 test images of digits: at least 40', lambda: check_scores(few, 40)),
+                        ('39 samples: at least 40', lambda: sample_scores(None, digits, digits.test.x[:39])),
+                        ('4 training images: five neighbours need at least 5', lambda: probe(split, split)),
+                        ('1 image of which no standard error', lambda: mean_se(torch.zeros(1)))):
+        m = message(ValueError, call)
+        assert words in m and '\n' not in m
+
+def test_data_remember_how_they_were_loaded(tmp_path, monkeypatch):
+    "The same data again, from any folder, out of what a configuration can hold"
+    import json
+    many(tmp_path/'photos', 30)
+    np.save(tmp_path/'a.npy', np.zeros((40, 5), int))
+    monkeypatch.chdir(tmp_path)
+    made = [load('folder', path='photos', size=(4, 6), bits=3, grey=True),
+            load('arrays', path='a.npy', vocab=9),
+            load('digits'), load('digits', size=4), load('two_moons')]
+    monkeypatch.chdir('/')
+    for d in made: assert load(**json.loads(json.dumps(d.loaded))).fingerprint == d.fingerprint
 
 # Toys and batches
 

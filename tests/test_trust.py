@@ -2,6 +2,7 @@
 import math
 import pytest
 import torch
+import warnings
 from contextlib import nullcontext
 from types import SimpleNamespace
 from unittest import mock
@@ -230,3 +231,27 @@ def test_ends_cannot_run_away(way):
     terms.loss.mean().backward()
     pushed = model.schedule.gamma_min if way < 0 else model.schedule.log_range
     assert terms.vlb.isfinite().all() and pushed.grad == 0
+
+
+def test_the_command_line_warns_in_one_line(capsys):
+    "A warning of the package has no place in the code, and leaves the answer alone."
+    from mulan_vdm import cli
+    def answer(command, words):
+        warnings.warn('a few draws\ncarry the figure')
+        return '3.14 ± 0.01 bits/dim'
+    with mock.patch.object(cli, '_answer', answer): assert cli.main(['evaluate', 'a']) == 0
+    said = capsys.readouterr()
+    assert said.out.strip() == '3.14 ± 0.01 bits/dim'
+    assert said.err == 'mulan-vdm: a few draws carry the figure\n'
+
+
+def test_errors_hold_what_all_seeds_share():
+    "Trainings that agree with each other, on images that are hard for all of them."
+    from mulan_vdm.evaluation import across_seeds, mean_se
+    hard = torch.randn(40).double()
+    table = hard + 0.01 * torch.randn(3, 40).double()
+    found = across_seeds(table)
+    assert found.se_seeds < 0.01 and abs(found.se / mean_se(hard)[1] - 1) < 0.05
+    two = across_seeds(torch.tensor([[1.], [2.]]) + 0.001 * torch.randn(2, 40))
+    assert two.se == pytest.approx(0.5, rel=0.01) and two.t == pytest.approx(12.7, rel=0.01)
+    with pytest.raises(ValueError, match='1 training'): across_seeds(table[:1])
