@@ -54,6 +54,8 @@ def members(cls):
             read = value.fget if isinstance(value, property) else value.func
             result = annotation(inspect.signature(read).return_annotation)
             yield f'@property\ndef {name}(self) -> {result}: ...'
+        elif inspect.ismethod(value): # a patched classmethod
+            yield '@classmethod\n' + signature(value.__func__, name, True)
         elif inspect.isfunction(value):
             yield signature(value, name, method=True)
             if name == 'forward': yield signature(value, '__call__', method=True)

@@ -14,7 +14,7 @@ import warnings
 from typing import Any, Callable, Iterator
 from . import __version__
 from .words import (add_flags, as_program, emit, end_bars, Parser, reading, spoken, suggestion,
-                             told, Usage, watched, with_lines)
+                             told, Usage, watched)
 
 # %% ../nbs/25_cli.ipynb #f2090b0f
 _given = 'model', 'data', 'out', 'config', 'resume', 'progress', 'previous', 'stop' # by `train`
@@ -25,7 +25,7 @@ def train_parser(system: str, # name of the system whose arguments are flags
                 ) -> Parser:
     "The parser of `mulan-vdm train` for a system."
     from mulan_vdm.data import load
-    from mulan_vdm.systems import presets, systems
+    from mulan_vdm.systems import presets, system_of, systems
     from mulan_vdm.training import fit
     others = {f'--{name}': f'is no argument of {system}, but of {other}: name a preset of it'
               for other, f in systems.items() for name in inspect.signature(f).parameters}
@@ -40,7 +40,8 @@ def train_parser(system: str, # name of the system whose arguments are flags
                              for name in ('the data set', f'the system {system}', 'training'))
     data.add_argument('--data', help=f"its name (default: {values.get('data')})", **text)
     add_flags(data, load, ('name',), values)
-    add_flags(model, systems[system], ('event_shape', 'vocab'), values) # known from the data
+    own = system_of(dict(system=system))
+    add_flags(model, own, ('event_shape', 'vocab'), values) # known from the data
     add_flags(training, fit, _given, values)
     return p
 
@@ -143,7 +144,7 @@ def train(argv: list[str] # words after `mulan-vdm train`
     config, out, how = _configure(argv)
     from mulan_vdm.data import load
     from mulan_vdm.processes import first_process, launched
-    from mulan_vdm.reports import noise_warning
+    from mulan_vdm.reports import draw_progress, noise_warning
     from mulan_vdm.runs import Run
     from mulan_vdm.systems import build
     from mulan_vdm.training import fit, interruptible
@@ -159,11 +160,10 @@ def train(argv: list[str] # words after `mulan-vdm train`
     _say(f"{config['system']} on {data}\n{size:,} parameters, {many}run folder {run}"
          + spoken(noise_warning(model), ['gamma_min']))
     steps = config['fit'].get('steps', inspect.signature(fit).parameters['steps'].default)
-    bar = watched()
     now = None
     with interruptible() as stop:
-        done = fit(model, data, out=out, config=config, stop=stop, progress=bar, **how, **config['fit'])
-        for now in (done if bar or not first_process() else with_lines(done, steps, 60.)): pass
+        for now in fit(model, data, out=out, config=config, stop=stop, **how, **config['fit']):
+            if now.saved and first_process(): draw_progress(run, data, now.model)
     return _ending(run, data, now, steps)
 
 # %% ../nbs/25_cli.ipynb #fba7d455
@@ -252,6 +252,26 @@ def _warnings_in_one_line() -> Iterator[None]:
         warnings.showwarning = tell
         yield
 
+# %% ../nbs/25_cli.ipynb #ce826106
+def _plugged(argv: list[str]) -> list[str]: # the other words
+    "Imports the modules that --plugin names; raises Usage for one that is not there."
+    from importlib import import_module
+    rest = []
+    words = iter(argv)
+    for word in words:
+        flag, equals, name = word.partition('=')
+        if flag != '--plugin':
+            rest.append(word)
+            continue
+        name = name if equals else next(words, '')
+        if not name: raise Usage('--plugin wants the name of a module')
+        if os.getcwd() not in sys.path: sys.path.insert(0, os.getcwd())
+        try: import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name: raise
+            raise Usage(f'--plugin {name}: no such module here or installed') from None
+    return rest
+
 # %% ../nbs/25_cli.ipynb #b0bb4bfa
 def main(argv: list[str] | None = None # words of the command line; sys.argv by default
         ) -> int: # exit status
@@ -260,6 +280,7 @@ def main(argv: list[str] | None = None # words of the command line; sys.argv by 
     shown = '--debug' in argv or os.environ.get('MULAN_VDM_TRACEBACK')
     argv = [word for word in argv if word != '--debug']
     try:
+        argv = _plugged(argv)
         command = _command(argv)
         with _warnings_in_one_line(): _say(_answer(command, argv[1:]))
         return 0

@@ -202,12 +202,16 @@ def plot_metrics(run: Run | Path | str, # or its folder
     window = max(1, len(y) // 20)
     mean = np.convolve(y, np.full(window, 1 / window), 'valid')
     settled = y[len(y) // 10:]      # the first tenth would stretch the axis
-    low, high = settled.min(), settled.max()
+    low, high = np.nanmin(settled), np.nanmax(settled)
     unit = '' if name in ('lr', 'grad_norm', 'seconds') else ' (bits/dim)'
     figure = Figure((5, 2.8), layout='constrained')
     ax = figure.subplots()
     ax.plot(log['step'], y, lw=0.6, alpha=0.5)
     ax.plot(log['step'][window - 1:], mean)
+    if name == 'loss' and 'validation' in log:
+        how = dict(fmt='.', color='black', label='test images, the bound')
+        ax.errorbar(log['step'], log['validation'], log['validation_se'], **how)
+        ax.legend()
     ax.set(xlabel='step', ylabel=name + unit, ylim=(low - 0.05 * abs(low), high + 0.05 * abs(high)))
     return figure
 

@@ -29,7 +29,7 @@ from . import __version__
 from .schedules import choose
 from .diffusion import Diffusion
 from .data import Data, load as load_data
-from .systems import build, shipped, systems, translated
+from .systems import build, shipped, system_of, translated
 
 # %% ../nbs/14_runs.ipynb #ee1f11dc
 class Run:
@@ -670,7 +670,7 @@ def load_run(path: Path | str # run folder, `mulan-digits`, which comes with the
     if missing := {'system', 'model'} - config.keys():
         raise ValueError(f"{run.file('config')} has no {' and no '.join(sorted(missing))}: train a "
                          "model of a system, such as vdm, or pass fit a config= that names them")
-    try: system = choose('system', config['system'], systems)
+    try: system = system_of(config)
     except (ValueError, TypeError) as e: raise ValueError(f"{run.file('config')}: {e}") from None
     run.arguments('model', system)
     try: model = build(config)

@@ -515,7 +515,8 @@ def _source(data: Data) -> dict: # of `load`
     shape = data.event_shape
     found = dict(name=data.name)
     if data.vocab in (2, 4, 8, 16, 32, 64, 128): found['bits'] = data.vocab.bit_length() - 1
-    if len(shape) == 3 and shape[1] == shape[2]: found['size'] = shape[2]
+    square = len(shape) == 3 and shape[1] == shape[2]
+    if square and (data.name != 'folder' or 'resized' in data.release): found['size'] = shape[2]
     if data.path and available().get(data.name) != data.path: found['path'] = data.path
     return found
 
@@ -716,9 +717,10 @@ def _quick_bound(model: Diffusion,
     return bits.mean().item(), bits.std().item() / math.sqrt(len(bits))
 
 # %% ../nbs/15_training.ipynb #507e07d3
-def _is_live() -> bool:
-    "Does somebody watch standard error, in a terminal or a notebook?"
-    return 'notebook' in tqdm.__mro__[1].__module__ or sys.stderr.isatty()
+def _wants_bars() -> bool:
+    "Does somebody watch standard error, in a terminal or a notebook, and not refuse bars?"
+    live = 'notebook' in tqdm.__mro__[1].__module__ or (sys.stderr and sys.stderr.isatty())
+    return live and not os.environ.get('TQDM_DISABLE')
 
 class _Watch:
     "What a person sees of a training: a bar, or a few lines in a file."
@@ -733,9 +735,9 @@ class _Watch:
         self.steps = steps
         self.first = done + 1
         self.loss = None # smoothed, bits/dim
-        self.shown = shown and os.environ.get('TQDM_DISABLE', '0') in ('', '0')
+        self.shown = shown
         self.bar = tqdm(desc=f'training on {device}', total=steps, initial=done, leave=False,
-                        disable=not (self.shown and _is_live()))
+                        disable=not (shown and _wants_bars()))
 
     def say(self, text: str) -> None:
         "A line of its own, above the bar."
@@ -750,13 +752,19 @@ def note(self: _Watch, now: Progress, ending: bool) -> None:
     self.loss = now.loss if n == 0 else keep * self.loss + (1 - keep) * now.loss
     said = f'{self.loss:.3f} bits/dim'
     if now.validation: said += ', test {:.3f} ± {:.3f}'.format(*now.validation)
-    if n == 0: self.began = now.seconds
+    if n == 0: self.began = self.told = now.seconds
     if n == self.after: self.estimate(now)
     self.bar.set_postfix_str(said, refresh=False)
     self.bar.update()
-    if self.bar.disable and (now.saved or ending):
+    if self.bar.disable and (ending or self.due(now)):
         self.say(f'step {now.step} of {self.steps}: {said}, {now.seconds:.0f} s')
+        self.told = now.seconds
     if ending: self.bar.close()
+
+@patch
+def due(self: _Watch, now: Progress) -> bool:
+    "Is it time for a line, where there is no bar?"
+    return now.step % max(1, self.steps // 10) == 0 or now.seconds - self.told > 60
 
 @patch
 def estimate(self: _Watch, now: Progress) -> None:
