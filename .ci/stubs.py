@@ -9,7 +9,7 @@ import sys
 import typing
 from pathlib import Path
 
-known = 'from typing import Any, Callable, Iterable, Iterator, Optional, Sequence, Union'
+known = 'from typing import Any, Callable, Collection, Iterable, Iterator, Optional, Sequence, Union'
 root = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(root))
 
@@ -54,11 +54,13 @@ def members(cls):
             read = value.fget if isinstance(value, property) else value.func
             result = annotation(inspect.signature(read).return_annotation)
             yield f'@property\ndef {name}(self) -> {result}: ...'
+        elif inspect.ismethod(value): # a patched classmethod
+            yield '@classmethod\n' + signature(value.__func__, name, True)
         elif inspect.isfunction(value):
             yield signature(value, name, method=True)
             if name == 'forward': yield signature(value, '__call__', method=True)
         elif value is None: yield f'{name}: None'
-        elif not callable(value) and not hasattr(value, '__get__'): yield f'{name}: {type(value).__name__}'
+        elif not callable(value) and not hasattr(value, '__get__'): yield f'{name}: {annotation(type(value))}'
 
 def is_tuple(cls): return issubclass(cls, tuple) and hasattr(cls, '_fields')
 

@@ -1,4 +1,4 @@
-from typing import Any, Callable, Iterable, Iterator, Optional, Sequence, Union
+from typing import Any, Callable, Collection, Iterable, Iterator, Optional, Sequence, Union
 import mulan_vdm.codec
 import mulan_vdm.latents
 import mulan_vdm.processes

@@ -325,7 +325,7 @@ presets = {
         steps=3000, batch_size=32, lr=1e-3, ema=0.999),
     'folder': _preset('vdm', 'folder',
         dict(channels=32, blocks=2, dropout=0., attention=None, learn_ends=False),
-        steps=3000, batch_size=32, lr=1e-3, ema=0.999),
+        steps=3000, batch_size=32, lr=2e-3, ema=0.999),
     'vdm-cifar10': _preset('vdm', 'cifar10', dict(learn_ends=True, **_as_released),
         steps=10_000_000, batch_size=128, **_fit_as_released),
     'vdm-imagenet32': _preset('vdm', 'imagenet32',

@@ -1,4 +1,4 @@
-from typing import Any, Callable, Iterable, Iterator, Optional, Sequence, Union
+from typing import Any, Callable, Collection, Iterable, Iterator, Optional, Sequence, Union
 import mulan_vdm.data
 import mulan_vdm.diffusion
 import pathlib
@@ -8,6 +8,7 @@ import torch.nn.modules.module
 import torch.optim.optimizer
 import torch.optim.swa_utils
 import typing
+import weakref
 
 class _Average(torch.optim.swa_utils.AveragedModel):
     def __init__(self, model: torch.nn.modules.module.Module, decay: float) -> None: ...
@@ -26,7 +27,7 @@ class _Step(typing.NamedTuple):
     asked: list[bool]
 
 class _Session:
-    held: WeakValueDictionary
+    held: weakref.WeakValueDictionary
     def __init__(self, out: pathlib.Path | str | None = ..., config: dict | None = ..., resume: bool = ..., previous: bool = ..., log_every: int = ..., save_every: int = ..., save_minutes: float = ..., validate_every: int = ..., hours: float | None = ..., track: str | None = ..., progress: bool = ..., stop: Callable[[], bool] = ..., precision: str = ..., accumulate: int = ..., checkpointing: bool = ..., compile: bool = ..., shard: bool = ...) -> None: ...
     def opened(self, config: dict, data: mulan_vdm.data.Data) -> Iterator[None]: ...
     def continued(self, like: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], int, float]: ...

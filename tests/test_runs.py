@@ -20,7 +20,7 @@ def stored(name, file): return json.loads((earlier / name / file).read_text())
 
 def lines(path): return [json.loads(line) for line in path.read_text().splitlines()]
 
-rounding = dict(rel=1e-5, abs=1e-8)  # absolute: a divergence of 1e-6 is a difference of numbers near one
+rounding = dict(rel=1e-5, abs=1e-7)  # absolute: a divergence of 1e-6 is a difference of numbers near one
 
 def agrees(found, reported, solved=(), error=0.):
     "Figures and their standard errors, term by term; those that a solver gave within its error, bits/dim."
