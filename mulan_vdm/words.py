@@ -134,6 +134,7 @@ def _underscored(word: str) -> str:
     name, equals, value = word.partition('=')
     if not name.startswith('--'): return word
     name = '--' + name[2:].replace('-', '_')
+    if value == '--': raise Usage(f'{name} has no value: write one after it') # argparse drops it
     return re.sub('^--no_', '--no-', name) + equals + value
 
 def _joined(words: list[str]) -> list[str]:
