@@ -766,7 +766,7 @@ def compress_run(run: str | Path, # run folder, or mulan-digits, which comes wit
     """Images as one file, by the bound of a trained model; without a folder the run's own. Raises
     FileExistsError for a file that is there, ValueError for pictures of another shape."""
     start = time.time()
-    out = Path(out)
+    out = new_file('out', out)
     model, config, _ = load_run(run)
     data = load(**(config.get('data') or model.card['data']))
     model = model.to(device())

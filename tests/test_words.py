@@ -46,6 +46,7 @@ def stopped(monkeypatch, run):
     done = ValueError('--all flags are right') # what the work would begin with
     def work(*_, **__): raise done
     for name in ('evaluate', 'importance_evaluate', 'ode_evaluate', 'sample', 'describe', 'latent_figures',
+                 'compress', 'contents', '_with_steps', '_size_table',
                  '_moments', 'principal'): monkeypatch.setattr(reports, name, work)
     monkeypatch.setattr(systems, 'build', work)
     monkeypatch.setattr(training, 'fit', training.fit)
@@ -67,7 +68,7 @@ def _line(command, drawn, flags, run):
     return line
 
 def _check(command, drawn, flags, run):
-    "Status 0, or one line that names a flag that was typed, or the run."
+    "Status 0, or one line that names a flag or a value that was typed, or the run."
     line = _line(command, drawn, flags, run)
     out, err = io.StringIO(), io.StringIO()
     try:
@@ -79,7 +80,8 @@ def _check(command, drawn, flags, run):
     if status == 0: return
     assert status in (1, 2) and said.startswith('mulan-vdm: ') and said.count('\n') == 1, (line, said)
     assert 'a bug in' not in said and 'Traceback' not in said, (line, said)
-    names = '--', 'one word too many', 'the model has no latent', str(run)
+    typed = [value for _, value, _, _ in drawn if value and value.strip()]
+    names = ['--', 'one word too many', 'the model has no latent', str(run), *typed]
     assert any(name in said for name in names), (line, said)
 
 def _try(command, run, n, system='vdm'):
@@ -105,9 +107,11 @@ def test_many_generated_command_lines_end_in_one_line(stopped, run, command, sys
 
 def test_every_command_is_generated():
     "A flag that is misspelled by one letter is refused by its name."
+    needed = dict(train=['--out', 'x'], convert=['x', '--out', 'x'],
+                  decompress=['x', '--run', 'x', '--out', 'x'])
     for command in commands:
         for flag in _flags(command):
             said = re.escape(flag + 'q')
-            words = [command, *(['--out', 'x'] if command == 'train' else ['x']), flag + 'q']
+            words = [command, *needed.get(command, ['x']), flag + 'q']
             with contextlib.redirect_stderr(io.StringIO()) as err: assert main(words) == 2
             assert re.search(f'unknown flag {said}(: did you mean|: --help)', err.getvalue()), err.getvalue()
