@@ -171,7 +171,8 @@ class Between(Schedule):
 @patch
 @torch.no_grad()
 def ends(self: Between) -> tuple[float, float]: # gamma(0), gamma(1)
-    low, span = map(torch.as_tensor, self.low_and_range())
+    own = lambda v: torch.as_tensor(v, device=getattr(v, 'device', 'cpu')) # on the meta device too
+    low, span = map(own, self.low_and_range())
     return float(low.max()), float((low + span).min())
 
 # %% ../nbs/01_schedules.ipynb #116814f2

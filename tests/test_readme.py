@@ -7,7 +7,8 @@ import torch
 
 root = Path(__file__).resolve().parent.parent
 text = (root / 'README.md').read_text(encoding='utf-8')
-lines = [shlex.split(line, comments=True)[1:] for block in re.findall(r'^```\n(.*?)^```', text, re.M | re.S)
+blocks = re.findall(r'^```\w*\n(.*?)^```$', text, re.M | re.S)
+lines = [shlex.split(line, comments=True)[1:] for block in blocks
          for line in block.splitlines() if line.startswith('mulan-vdm ')]
 
 def numbers(table):
