@@ -207,9 +207,12 @@ def test_a_bug_says_how_to_report_it(run, monkeypatch):
     with pytest.raises(KeyError): said('info', run, '--debug')
 
 def test_control_c_is_one_line_and_130(run):
-    words = [sys.executable, '-m', 'mulan_vdm.cli', 'evaluate', str(run), '--draws', '100000']
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=ENV) as process:
-        time.sleep(6)
+    code = ('import signal, sys; from mulan_vdm import cli; signal.signal(signal.SIGINT, signal.default_int_handler)\n'
+            'print(flush=True); sys.exit(cli.main(sys.argv[1:]))')
+    words = [sys.executable, '-c', code, 'evaluate', str(run), '--draws', '100000']
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV) as process:
+        process.stdout.readline()
+        time.sleep(3)
         process.send_signal(signal.SIGINT)
         err = process.communicate()[1]
     assert (process.returncode, err) == (130, 'mulan-vdm: interrupted\n')

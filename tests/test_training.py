@@ -350,7 +350,11 @@ def test_other_images_are_not_gone_on_with(tmp_path):
 
 # ---- asked to end
 
-code = """
+listening = """
+import signal # whatever the process that runs the tests ignores
+for s in (signal.SIGINT, signal.SIGHUP): signal.signal(s, signal.SIG_DFL)
+"""
+code = listening + """
 import sys
 from mulan_vdm import cli
 sys.exit(cli.main(sys.argv[1:]))
@@ -370,15 +374,17 @@ def started(out, *more):
 def test_signals_save(name, tmp_path):
     "The step is finished and saved; status 0, no traceback, and what follows equals the uninterrupted run."
     process = started(tmp_path / 'run')
-    process.send_signal(getattr(signal, name))
-    said, errors = process.communicate(timeout=240)
+    try:
+        process.send_signal(getattr(signal, name))
+        said, errors = process.communicate(timeout=240)
+    finally: process.kill()
     step = Run(tmp_path / 'run').steps
     assert process.returncode == 0 and f'stopped at step {step}, checkpoint saved' in said, errors
     assert 'Traceback' not in errors and log(tmp_path / 'run')[-1]['step'] == step >= 1
 
 def test_a_second_signal_ends_at_once(tmp_path):
     "A step that takes a minute is not waited for."
-    slow = """
+    slow = listening + """
 import os, sys, time, torch
 from mulan_vdm.training import interruptible
 with interruptible() as stop:
