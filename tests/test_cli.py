@@ -252,7 +252,7 @@ def test_a_log_is_short_and_has_the_loss(tmp_path):
     done = cli('train', *SMALL, '--steps', 60, '--out', tmp_path / 'x')
     assert done.returncode == 0 and '\r' not in done.stderr and '%|' not in done.stderr
     lines = done.stderr.splitlines()
-    assert len(lines) == 10
+    assert len(lines) <= 12 and len(done.stderr) < 1000
     assert re.fullmatch(r'step 60 of 60: \d\.\d{3} bits/dim, \d+ s', lines[-1])
 
 def test_train_in_a_thread(tmp_path):
