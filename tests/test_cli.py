@@ -207,10 +207,12 @@ def test_a_bug_says_how_to_report_it(run, monkeypatch):
     with pytest.raises(KeyError): said('info', run, '--debug')
 
 def test_control_c_is_one_line_and_130(run):
-    code = ('import signal, sys; from mulan_vdm import cli; signal.signal(signal.SIGINT, signal.default_int_handler)\n'
-            'print(flush=True); sys.exit(cli.main(sys.argv[1:]))')
+    code = ('import signal, sys; from mulan_vdm import cli\n'
+            'signal.signal(signal.SIGINT, signal.default_int_handler); print(flush=True)\n'
+            'sys.exit(cli.main(sys.argv[1:]))')
     words = [sys.executable, '-c', code, 'evaluate', str(run), '--draws', '100000']
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV) as process:
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
+    with subprocess.Popen(words, **pipes) as process:
         process.stdout.readline()
         time.sleep(3)
         process.send_signal(signal.SIGINT)
@@ -255,7 +257,7 @@ def test_a_log_is_short_and_has_the_loss(tmp_path):
     done = cli('train', *SMALL, '--steps', 60, '--out', tmp_path / 'x')
     assert done.returncode == 0 and '\r' not in done.stderr and '%|' not in done.stderr
     lines = done.stderr.splitlines()
-    assert len(lines) == 10
+    assert len(lines) <= 12 and len(done.stderr) < 1000
     assert re.fullmatch(r'step 60 of 60: \d\.\d{3} bits/dim, \d+ s', lines[-1])
 
 def test_train_in_a_thread(tmp_path):
