@@ -545,6 +545,8 @@ def _writer(latent: int,       # numbers in w
 class Decoder(nn.Module):
     """An encoder mirrored: a latent (B, latent) to x_hat, like z_t, at which it does not look.
     Raises ValueError for a latent of another width."""
+    classes = 0 # it is told no labels
+
     def __init__(self, event_shape: tuple[int, ...], # shape of one example
                  latent: int,         # numbers in w
                  channels: int = 32): # width of its last layers, the encoder's of its first

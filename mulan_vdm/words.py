@@ -181,9 +181,11 @@ class Parser(argparse.ArgumentParser):
         raise Usage(message)
 
     def parse_known_args(self, args=None, namespace=None):
+        "Known flags, as functions spell them, and the words that are left over."
         return super().parse_known_args(_joined(args), namespace)
 
     def parse_args(self, args=None, namespace=None):
+        "All words; raises Usage for one that nobody asked for."
         found, rest = self.parse_known_args(args, namespace)
         if rest: raise Usage(self._unknown(rest[0], _joined(args)))
         return found

@@ -98,7 +98,8 @@ def test_a_term_without_gradient(term, tmp_path):
 
 @pytest.mark.parametrize('flags, said', [
     (['--gamma_min=-100'], 'step 1: '), (['--gamma_min', '-89'], 'step 1: reconstruction'),
-    (['--beta', 'inf'], '--beta inf: pass a number, finite'), (['--lr', 'inf'], '--lr inf: pass a number, finite'),
+    (['--beta', 'inf'], '--beta inf: pass a number, finite'),
+    (['--lr', 'inf'], '--lr inf: pass a number, finite'),
     (['--lr', 'nan'], '--lr nan: pass a number, finite'), (['--clip', 'nan'], '--clip nan'),
     (['--weight_decay', 'inf'], '--weight_decay inf'), (['--lr', '1e30', '--warmup', '0'], 'is beyond 1e19')])
 def test_flags_that_make_it(flags, said, tmp_path, capsys):
