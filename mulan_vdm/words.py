@@ -340,6 +340,7 @@ def end_bars() -> None:
 def warnings_in_one_line() -> Iterator[None]:
     "Meanwhile a warning is one line of standard error."
     def tell(message: Warning, *_, **__) -> None:
+        if isinstance(message, DeprecationWarning): return # for developers, as Python has it
         emit(f"mulan-vdm: {' '.join(str(message).split())}", sys.stderr)
     with warnings.catch_warnings():
         warnings.showwarning = tell

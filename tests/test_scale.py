@@ -193,14 +193,12 @@ def test_evaluated_and_sampled_by_two(runs):
     """The bound, with one latent and with several, the flow's likelihood and samples are those of one
     process, image by image; one process writes and speaks."""
     out, *_ = runs; shutil.copytree(out / 'one', out / 'copy'); noted = {}
-    for half, words in (('8/8', ['evaluate', '--draws', 2, '--samples', 2, '--batch_size', 50]),
-                        ('2/2', ['evaluate', '--method', 'ode', '--n', 6, '--batch_size', 2,
-                                 '--tolerance', 1e-2]),
-                        ('5/5', ['sample', '--n', 5, '--steps', 4])):
+    for words in (['evaluate', '--draws', 2, '--samples', 2, '--batch_size', 50],
+                  ['evaluate', '--method', 'ode', '--n', 6, '--batch_size', 2, '--tolerance', 1e-2],
+                  ['sample', '--n', 5, '--steps', 4]):
         launcher = accelerate if '--n' in words else torchrun     # torchrun takes --n for a flag of its own
-        said, progress = launched(launcher, words[0], out / 'copy', *words[1:])
+        said, _ = launched(launcher, words[0], out / 'copy', *words[1:])
         assert len(said.splitlines()) == len(alone(words[0], out / 'one', *words[1:]).splitlines())
-        assert f'| {half} ' in progress          # of 16 batches and draws, of 3 batches; of all steps
         for name in {'per_image.npz', 'per_image_ode.npz',
                      'samples.npy'} & {p.name for p in (out / 'one').iterdir()}:
             a, b = (np.load(out / run / name) for run in ('copy', 'one'))
