@@ -85,6 +85,15 @@ def _remarks(model: Diffusion, bpd: float) -> str:
     said = [against_guessing(bpd, model.codec.vocab).strip(' ()'), noise_warning(model)]
     return ''.join(f'\n{line}' for line in said if line)
 
+# %% ../nbs/23_reports.ipynb #01ea7b6e
+def _opened(path: str | Path # run folder
+           ) -> tuple[Run, Diffusion, dict, int]: # averaged model, configuration, steps done
+    "A run and what it holds; raises FileNotFoundError for what is no run folder."
+    run = Run(path)
+    config = run.config
+    model, _, steps = load_run(path)
+    return run, model, config, steps
+
 # %% ../nbs/23_reports.ipynb #25e2ad86
 def new_file(argument: str,     # that names it, for messages
              path: str | Path,
@@ -312,7 +321,7 @@ def evaluate_run(run: str | Path, # run folder
     _check_method(method, dict(options, samples=samples, T=T, even=even))
     if method == 'ode': extra('torchode', 'flow')
     if table: table = new_file('table', table, '.csv')
-    run, (model, _, steps) = Run(run), load_run(run)
+    run, model, _, steps = _opened(run)
     start = time.time()
     whole = _images(run, model, data, kwargs)
     images, places = _chosen(whole, split, n)
@@ -416,7 +425,7 @@ def sample_run(run: str | Path, # run folder
     score report_samples.json."""
     if score: extra('torchmetrics', 'scores')
     if step == 'ode': extra('torchode', 'flow')
-    run, (model, config, trained) = Run(run), load_run(run)
+    run, model, config, trained = _opened(run)
     w = None if latents is None else _read_latents(latents, model.latent.size)[:n]
     n = n if w is None else len(w)
     y = _labels(model, n, label)
@@ -507,7 +516,7 @@ def probe_run(run: str | Path, # run folder
              ) -> Result: # report
     """What labels can be read from the latent, beside pixels, principal components of equal width
     and the encoder before training; writes report_probe.json."""
-    run, (model, config, steps) = Run(run), load_run(run)
+    run, model, config, steps = _opened(run)
     data = run.data()
     size = model.latent.size
     latent = lambda model: lambda x: _moments(model, x)[:, 0]
@@ -610,6 +619,7 @@ def compare_runs(runs: list[str | Path], # run folders, evaluated
     if picture: picture = new_file('picture', picture, '.png')
     runs = [Run(run) for run in runs]
     for run in runs:
+        run.config # a folder that is none says so
         if run.report() is None:
             raise FileNotFoundError(f"{run} has no report.json: evaluate it first")
     rows = _bounds(runs)

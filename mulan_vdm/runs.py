@@ -495,6 +495,9 @@ def revise(self: Run,
 def config(self: Run) -> dict:
     "The stored configuration; raises FileNotFoundError or ValueError."
     path = self.file('config')
+    if not path.exists() and str(self) in shipped():
+        raise FileNotFoundError(f"{self} comes with the package and has no run folder: compress "
+                                "and decompress take it, in Python load_run does")
     if not path.exists():
         raise FileNotFoundError(f"{self} is not a run folder: it has no config.json; "
                                 f"train with --out {self} first")

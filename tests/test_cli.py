@@ -206,6 +206,11 @@ def test_a_bug_says_how_to_report_it(run, monkeypatch):
     kept.unlink()
     with pytest.raises(KeyError): said('info', run, '--debug')
 
+@pytest.mark.parametrize('command', ['info', 'sample', 'evaluate', 'probe', 'encode', 'explore', 'compare'])
+def test_the_model_that_the_package_brings_has_no_folder(command):
+    status, out, err = said(command, 'mulan-digits')
+    assert status == 1 and err.count('\n') == 1 and 'comes with the package' in err
+
 def test_control_c_is_one_line_and_130(run):
     code = ('import signal, sys; from mulan_vdm import cli\n'
             'signal.signal(signal.SIGINT, signal.default_int_handler); print(flush=True)\n'
