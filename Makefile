@@ -41,7 +41,7 @@ demo: $(INSTALLED) ## train VDM and MuLAN on the digits in runs/demo (DEMO_STEPS
 test: $(INSTALLED) ## sync check, every notebook, then the tests; the last line says what passed
 	$(BIN)/python .ci/test.py
 
-test-portable: $(INSTALLED) ## notebooks and tests as on other machines: processors, threads, seeds, versions (hours); ONLY=sse41 runs one setting
+test-portable: $(INSTALLED) ## notebooks and tests as on other machines: processors, threads, seeds, versions (an hour and more); ONLY=generic runs one setting
 	$(BIN)/python .ci/portable.py $(if $(ONLY),--only $(ONLY))
 
 nightly: $(INSTALLED) ## tests that try all where `make test` tries some: kills at every call, damaged files and words by the ten thousand (an hour)

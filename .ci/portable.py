@@ -14,26 +14,27 @@ root = Path(__file__).resolve().parent.parent
 place = root/'.venv-portable'
 
 class Setting(NamedTuple):
-    "What differs from one thread on this machine, its newest versions and the oldest Python."
+    "What differs from one thread on this machine, the newest versions and the oldest Python."
     env: dict = {}
     python: str = 'python3.11'
     versions: str = 'newest'
 
+generic = dict(ATEN_CPU_CAPABILITY='default', ONEDNN_MAX_CPU_ISA='SSE41')
+avx2 = dict(ATEN_CPU_CAPABILITY='avx2', ONEDNN_MAX_CPU_ISA='AVX2')
+seeds = dict(SEED_SHIFT='1000', PYTHONPATH=str(root/'.ci/seeds')) # another number added to every seed
+
+# Few rows try everything: but for the first, each differs from it in several ways at once.
 settings = dict(
     newest=Setting(),
-    oldest=Setting(versions='oldest'),
-    sse41=Setting(dict(ATEN_CPU_CAPABILITY='default', ONEDNN_MAX_CPU_ISA='SSE41')),
-    avx2=Setting(dict(ATEN_CPU_CAPABILITY='avx2', ONEDNN_MAX_CPU_ISA='AVX2')),
-    threads=Setting(dict(OMP_NUM_THREADS='2')),
-    seeds=Setting(dict(SEED_SHIFT='1000', PYTHONPATH=str(root/'.ci/seeds'))),
-    python312=Setting(python='python3.12'),
-    python313=Setting(python='python3.13'))
+    oldest=Setting(dict(OMP_NUM_THREADS='2'), versions='oldest'),
+    generic=Setting(generic, python='python3.12'),
+    avx2=Setting({**avx2, **seeds}, python='python3.13'))
 
 def lower_bounds():
     "The oldest promised version of every requirement, as pip's constraints."
     config = configparser.ConfigParser(interpolation=None)
     config.read(root/'settings.ini')
-    keys = 'requirements', *(f'{extra}_requirements' for extra in ('notebook', 'scores', 'flow'))
+    keys = 'requirements', *(f'{extra}_requirements' for extra in ('notebook', 'scores', 'flow', 'compress'))
     wanted = [r for key in keys for r in shlex.split(config['DEFAULT'][key])]
     return '\n'.join(f'{m[1]}=={m[2]}' for r in wanted if (m := re.match(r'([\w-]+)>=([\d.]+)', r)))
 
