@@ -214,7 +214,7 @@ def plot_metrics(run: Run | Path | str, # or its folder
     figure = Figure((5, 2.8), layout='constrained')
     ax = figure.subplots()
     ax.plot(log['step'], y, lw=0.6, alpha=0.5, label='one training batch')
-    ax.plot(log['step'][window - 1:], mean, label=f'mean of {window}')
+    ax.plot(log['step'][window - 1:], mean, label=f'mean of {window}' if window > 1 else None)
     if name == 'loss' and 'validation' in log:
         how = dict(fmt='.', color='black', label='bound of test images')
         ax.errorbar(log['step'], log['validation'], log['validation_se'], **how)
