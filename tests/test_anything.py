@@ -51,10 +51,9 @@ def test_each_image_is_told_its_own_label(told):
     x, y = digits.test.some(12)
     whole = evaluate(told, x, 4, batch_size=12, y=y)
     assert not torch.equal(whole.bpd, evaluate(told, x, 4, batch_size=12).bpd)
-    order = torch.arange(12).flip(0)
-    changed = evaluate(told, x, 4, batch_size=12, y=torch.where(order < 6, y, (y + 1) % 10))
-    assert torch.equal(changed.bpd[order < 6], whole.bpd[order < 6])
-    assert (changed.bpd[order >= 6] != whole.bpd[order >= 6]).all()
+    kept = torch.arange(12) % 2 == 0
+    changed = evaluate(told, x, 4, batch_size=12, y=torch.where(kept, y, (y + 1) % 10))
+    assert torch.equal(changed.bpd == whole.bpd, kept)
 
 def test_a_label_below_zero_is_no_label(told):
     x = digits.test.x[:6]
@@ -73,7 +72,8 @@ def test_labels_that_the_network_does_not_know_are_refused(told, asked, y, says)
 
 def test_a_network_without_classes_is_told_no_labels():
     model = vdm((1, 8, 8), 17, channels=8, blocks=1)
-    with pytest.raises(ValueError, match='leave y out'): evaluate(model, digits.test.x[:2], 2, y=digits.test.y[:2])
+    x, y = digits.test.some(2)
+    with pytest.raises(ValueError, match='leave y out'): evaluate(model, x, 2, y=y)
 
 # a distribution
 
