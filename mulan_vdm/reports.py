@@ -113,6 +113,12 @@ def new_file(argument: str,     # that names it, for messages
         raise PermissionError(f"{said} the folder '{folder}' cannot be written, name another place")
     return file
 
+# %% ../nbs/23_reports.ipynb #29e01b76
+def _subject(config: dict # of a run
+          ) -> str:
+    "What was trained on what, over its pictures."
+    return f"{config['system']} on {config['data']['name']}"
+
 # %% ../nbs/23_reports.ipynb #fca9e2e0
 def draw_run(run: str | Path, # run folder
              data: Data | None = None # that of the run, if it is loaded already
@@ -123,10 +129,12 @@ def draw_run(run: str | Path, # run folder
     x = data.train.x[:6].to(device())
     rows = Rows(torch.Generator(x.device).manual_seed(0))
     with torch.no_grad(): w, _ = model.latent(model.codec.encode(x, model.reference.dtype), rows)
-    figures = dict(schedule=plot_schedule(model.schedule, w, len(data.event_shape)),
-                   metrics=plot_metrics(run.path))
+    title = _subject(run.config)
+    figures = dict(schedule=plot_schedule(model.schedule, w, len(data.event_shape), title),
+                   metrics=plot_metrics(run.path, title=title))
     if len(model.schedule.event_shape) == 3:
-        figures['pixels'] = plot_pixel_schedule(model.schedule, w, None if w is None else x)
+        figures['pixels'] = plot_pixel_schedule(model.schedule, w, None if w is None else x,
+                                                title=title)
     return [run.write_picture(name, figure) for name, figure in figures.items()]
 
 # %% ../nbs/23_reports.ipynb #015acfe9
@@ -137,7 +145,9 @@ def draw_progress(run: str | Path, # run folder
     "metrics.png and, where one process trains, progress.png: 16 samples of 50 steps."
     run = Run(run)
     try:
-        if run.file('log').exists(): run.write_picture('metrics', plot_metrics(run.path))
+        if run.file('log').exists():
+            figure = plot_metrics(run.path, title=_subject(run.config))
+            run.write_picture('metrics', figure)
         if processes()[1] > 1: return # all would have to draw
         with seeded(0): x = sample(model, 16, 50)
         figure = plot_images(x, data.vocab, title='16 samples of 50 steps')
@@ -414,8 +424,7 @@ def _verdict(report: dict # of sample_scores
 def _title(config: dict, trained: int, steps: int, step: str, label: int | None,
            guidance: float) -> str:
     "Over a picture of samples: what was trained, and how they were drawn."
-    title = (f"{config['system']} on {config['data']['name']}, {trained} training steps, "
-             f"{steps} steps of {step}")
+    title = f'{_subject(config)}, {trained} training steps, {steps} steps of {step}'
     if label is not None: title += f', label {label}'
     return title + (f', guidance {guidance:g}' if guidance != 1 else '')
 
@@ -651,6 +660,13 @@ def compare_runs(runs: list[str | Path], # run folders, evaluated
         found.update(figure=drawn.figure, text=f'{found.text}\n\n{drawn}')
     return found
 
+# %% ../nbs/23_reports.ipynb #cd5aed2f
+def _with_bound(run: Run) -> str:
+    "A run's name over its row of samples, with bits/dim once it was evaluated."
+    report = run.report()
+    if report is None: return str(run)
+    return f"{run}: {_with_error([report['bpd'], report['bpd_se']], '.4f')} bits/dim"
+
 # %% ../nbs/23_reports.ipynb #0b3faa0a
 def gallery(runs: list[str | Path], # run folders
             picture: str | Path | None = None, # file to write
@@ -662,7 +678,7 @@ def gallery(runs: list[str | Path], # run folders
     for run in map(Run, runs):
         x = run.samples()
         if x is None: without.append(str(run))
-        else: rows[str(run)] = torch.from_numpy(x[:columns]), run.config['model']['vocab']
+        else: rows[_with_bound(run)] = torch.from_numpy(x[:columns]), run.config['model']['vocab']
     if not rows: return Result('no picture: sample from the runs first', figure=None)
     figure = plot_rows(rows)
     if picture: figure.savefig(picture, dpi=150)
