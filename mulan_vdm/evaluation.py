@@ -19,6 +19,7 @@ from .processes import processes, Rows, share_out
 from .latents import cross_fitted, NoLatent
 from .codec import bits_per_dim
 from .diffusion import Diffusion, evaluating, Terms
+from .sampling import check_labels
 
 # %% ../nbs/16_evaluation.ipynb #7924a49f
 def mean_se(values: Tensor, # one per image (N,)
@@ -147,8 +148,27 @@ def _drawn_levels(model: Diffusion, T: int | None,
     return (step + 0.5).to(times) / T, 1 / (T * share.diff()[step])
 
 # %% ../nbs/16_evaluation.ipynb #6292faf3
+def _each_draw(model: Diffusion,
+               x: Tensor, # images (B, *event)
+               y: Tensor | None, # their labels (B,)
+               T: int | None, # number of steps
+               times: Tensor, # (K, B)
+               noises: list[torch.Generator], # what draws the noise at each time
+               even: bool = False, # noise levels even in log SNR?
+               **how # of `forward`: w, per_dimension
+              ) -> Iterator[Terms]:
+    "The bound by one time and noise after another, nats."
+    y = None if y is None else y.to(x.device)
+    times, factor = _drawn_levels(model, T, times, even)
+    factors = torch.as_tensor(factor, **model.options).expand(times.shape)
+    for t, noise, factor in zip(times, noises, factors):
+        terms = model(x, y=y, T=T, t=t, rows=Rows(noise), **how)
+        shape = -1, *[1] * (terms.diffusion.ndim - 1)
+        yield terms._replace(diffusion=factor.reshape(shape) * terms.diffusion)
+
 def _costs(model: Diffusion,
            x: Tensor, # images (B, *event)
+           y: Tensor | None, # their labels (B,)
            T: int | None, # number of steps
            times: Tensor, # (K, B)
            noises: list[torch.Generator], # what draws the noise at each time
@@ -160,11 +180,9 @@ def _costs(model: Diffusion,
     "Terms of the bound, their mean over each set of times; nats."
     x = x.to(model.reference.device)
     w = None
-    times, factor = _drawn_levels(model, T, times, even)
     if draws_w: w, _ = model.latent(model.codec.encode(x, model.reference.dtype), Rows(draws_w))
-    terms = [model(x, T=T, t=t, w=w, rows=Rows(noise))[:4] for t, noise in zip(times, noises)]
-    nats = torch.stack([torch.stack(four) for four in terms])
-    nats[:, Terms._fields.index('diffusion')] *= factor
+    draws = _each_draw(model, x, y, T, times, noises, even, w=w)
+    nats = torch.stack([torch.stack(terms[:4]) for terms in draws])
     return nats.cpu().double().unflatten(0, (sets, -1)).mean(1)
 
 # %% ../nbs/16_evaluation.ipynb #55306903
@@ -222,6 +240,20 @@ def check_tail(draws: Tensor, # what each costs, any shape
 # what to do about a heavy tail
 _more = ('take more draws', 'take more draws, and leave even at its default')
 
+def _draws_for(x: Tensor, draws: int | None) -> int:
+    "Draws per image, by default about 32,768 in all. Raises ValueError if they show no error."
+    if draws is None: draws = max(2, 2**15 // max(1, len(x)))
+    if draws < 2 or len(x) == 0:
+        raise ValueError(f"draws={draws} on {len(x)} images: "
+                         "at least 2 draws and one image are needed for an error estimate")
+    return draws
+
+def _batches(x: Tensor, y: Tensor | None, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    "Images and their labels, if they have any, a batch at a time."
+    for i in range(0, len(x), batch_size):
+        part = slice(i, i + batch_size)
+        yield x[part], None if y is None else y[part]
+
 @torch.no_grad()
 def evaluate(model: Diffusion, # usually the averaged one
              x: Tensor, # test images (N, *event), each used once
@@ -232,20 +264,20 @@ def evaluate(model: Diffusion, # usually the averaged one
              T: int | None = None, # number of steps; None for continuous time
              progress: bool = False, # show a progress bar?
              # levels even in log SNR? By default wherever one schedule serves all pixels
-             even: bool | None = None
+             even: bool | None = None,
+             y: Tensor | None = None # labels that the network is told (N,): the bound on -log p(x|y)
             ) -> Evaluation: # bits/dim; extra: even, and tail, the index of eq. (pareto)
-    """The bound on every image of x, exactly once. Raises ValueError for draws < 2, an empty x, and
-    a schedule that even levels cannot replace; FloatingPointError unless the bound is finite."""
-    if draws is None: draws = max(2, 2**15 // max(1, len(x)))
-    if draws < 2 or len(x) == 0:
-        raise ValueError(f"draws={draws} on {len(x)} images: "
-                         "at least 2 draws and one image are needed for an error estimate")
+    """The bound on every image of x, exactly once. Raises ValueError for draws < 2, an empty x, labels
+    that the network does not know, and a schedule that even levels cannot replace;
+    FloatingPointError unless the bound is finite."""
+    draws = _draws_for(x, draws)
+    check_labels(model, y, len(x))
     even = _are_even(model, even)
     generator = torch.Generator().manual_seed(seed)
     jobs = []
-    for batch in x.split(batch_size):
-        drawn = _numbers(model, len(batch), draws, 1, generator)
-        jobs += [partial(_costs, model, batch, T, t[None], [noise], even=even)
+    for batch in _batches(x, y, batch_size):
+        drawn = _numbers(model, len(batch[0]), draws, 1, generator)
+        jobs += [partial(_costs, model, *batch, T, t[None], [noise], even=even)
                  for t, noise in zip(*drawn)]
     with _evenly(model, even and T is None): nats = _in_order(model, jobs, draws, progress)
     bits = bits_per_dim(nats[:, 0], model.event_shape)  # (K, 4, N)
@@ -284,7 +316,8 @@ def importance_evaluate(model: Diffusion, # with a latent
                         T: int | None = None, # number of steps; None for continuous time
                         progress: bool = False, # show a progress bar?
                         # levels even in log SNR? By default where one schedule serves all pixels
-                        even: bool | None = None
+                        even: bool | None = None,
+                        y: Tensor | None = None # labels that the network is told (N,)
                        ) -> Evaluation: # bits/dim; extra: plain, with one latent (N,), samples, even, tail
     """The K-draw bound on every image of x. Raises ValueError without a latent, for odd draws, and
     what `evaluate` raises."""
@@ -293,13 +326,14 @@ def importance_evaluate(model: Diffusion, # with a latent
     if samples < 1 or draws < 2 or draws % 2:
         raise ValueError(f"samples={samples}, draws={draws}: at least one latent, "
                          "and an even number of draws for each")
+    check_labels(model, y, len(x))
     even = _are_even(model, even)
     generator = torch.Generator().manual_seed(seed)
     jobs = []
-    for batch in [b for b in x.split(batch_size) for _ in range(samples)]:
+    for batch in [b for b in _batches(x, y, batch_size) for _ in range(samples)]:
         draws_w = _child(generator, model.reference.device)
-        drawn = _numbers(model, len(batch), draws // 2, 2, generator)
-        jobs.append(partial(_costs, model, batch, T, *drawn, 2, draws_w, even))
+        drawn = _numbers(model, len(batch[0]), draws // 2, 2, generator)
+        jobs.append(partial(_costs, model, *batch, T, *drawn, 2, draws_w, even))
     with _evenly(model, even and T is None): nats = _in_order(model, jobs, samples, progress)
     tail = check_tail(nats.sum(2), _more[not even])  # of (K, 2, 4, N)
     return _combined(nats, model.event_shape, draws, strata, even=even, tail=tail)

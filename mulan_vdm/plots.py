@@ -128,12 +128,15 @@ def plot_schedule(schedule: Schedule,       # any schedule
     mean = gamma.mean(1)
     density = 1 / slope.mean(1)
     figure = Figure((7.5, 2.8), layout='constrained')
+    figure.suptitle(title)
     left, right = figure.subplots(1, 2)
-    left.fill_between(t, gamma.amin(1), gamma.amax(1), alpha=0.3, lw=0)
-    left.plot(t, mean)
-    left.set(xlabel='time t', ylabel=r'$\gamma(t)$', title=title)
+    if gamma.shape[1] > 1:
+        left.fill_between(t, gamma.amin(1), gamma.amax(1), alpha=0.3, lw=0, label='all pixels')
+    left.plot(t, mean, label='mean')
+    if gamma.shape[1] > 1: left.legend()
+    left.set(xlabel='time t', ylabel=r'noise level $\gamma(t)$')
     right.plot(-mean, density)
-    right.set(xlabel=r'log SNR $\lambda$', ylabel=r'density $p(\lambda)$')
+    right.set(xlabel=r'log SNR $\lambda$: noise on the left', ylabel=r'density $p(\lambda)$')
     right.set_ylim(0, 1.08 * density.max())
     return figure
 
@@ -178,41 +181,46 @@ def _name_times(axes: np.ndarray, # of a figure, (rows, columns)
 def plot_pixel_schedule(schedule: Schedule,       # with an event_shape (C, H, W)
                         w: Tensor | None = None,  # latents (B, ...)
                         x: Tensor | None = None,  # their images, integers (B, C, H, W)
-                        times: Sequence[float] = _between) -> Figure:
+                        times: Sequence[float] = _between,
+                        title: str = '') -> Figure:
     "`pixel_maps`, a row for each latent, on one scale. Raises ValueError for other schedules."
     maps = pixel_maps(schedule, w, times)
     first = int(x is not None)
     rows, columns = len(maps), len(times)
     figure = Figure((1.2 * (columns + first) + 0.8, 1.1 * rows + 0.5), layout='constrained')
+    figure.suptitle(title)
     axes = figure.subplots(rows, columns + first, squeeze=False)
     if first:
         for ax, image in zip(axes[:, 0], x): ax.imshow(image.float().mean(0).cpu(), cmap='gray')
     drawn = _show_maps(axes[:, first:], maps, maps)
     _name_times(axes, times)
-    figure.colorbar(drawn, ax=axes, label=r'$\gamma_i - \overline{\gamma}$', shrink=0.9)
+    label = r'noise level minus its mean, $\gamma_i - \overline{\gamma}$'
+    figure.colorbar(drawn, ax=axes, label=label, shrink=0.9)
     return figure
 
 # %% ../nbs/22_plots.ipynb #a6c744ed
+_units = dict(lr='learning rate', grad_norm='norm of the gradient', seconds='seconds')
+
 def plot_metrics(run: Run | Path | str, # or its folder
-                 name: str = 'loss'     # a column of its log
-                ) -> Figure:
-    "A column of a run's log against the step, with its running mean."
+                 name: str = 'loss',    # a column of its log
+                 title: str = '') -> Figure:
+    "A column of a run's log against the step, with its running mean; the bound of test images."
     log = Run(run).metrics()
     y = log[name]
     window = max(1, len(y) // 20)
     mean = np.convolve(y, np.full(window, 1 / window), 'valid')
     settled = y[len(y) // 10:]      # the first tenth would stretch the axis
     low, high = np.nanmin(settled), np.nanmax(settled)
-    unit = '' if name in ('lr', 'grad_norm', 'seconds') else ' (bits/dim)'
     figure = Figure((5, 2.8), layout='constrained')
     ax = figure.subplots()
-    ax.plot(log['step'], y, lw=0.6, alpha=0.5)
-    ax.plot(log['step'][window - 1:], mean)
+    ax.plot(log['step'], y, lw=0.6, alpha=0.5, label='one training batch')
+    ax.plot(log['step'][window - 1:], mean, label=f'mean of {window}' if window > 1 else None)
     if name == 'loss' and 'validation' in log:
-        how = dict(fmt='.', color='black', label='test images, the bound')
+        how = dict(fmt='.', color='black', label='bound of test images')
         ax.errorbar(log['step'], log['validation'], log['validation_se'], **how)
-        ax.legend()
-    ax.set(xlabel='step', ylabel=name + unit, ylim=(low - 0.05 * abs(low), high + 0.05 * abs(high)))
+    ax.legend()
+    ax.set(title=title, xlabel='step', ylabel=_units.get(name, f'{name} (bits/dim)'),
+           ylim=(low - 0.05 * abs(low), high + 0.05 * abs(high)))
     return figure
 
 # %% ../nbs/22_plots.ipynb #d994da7c

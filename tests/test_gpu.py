@@ -28,7 +28,8 @@ def kept(name, half, n=128):
     net = model.net.train()
     kept = {}
     with FakeTensorMode(), torch.device('cuda'):
-        own = {k: torch.empty_strided(v.shape, v.stride(), requires_grad=True) for k, v in net.named_parameters()}
+        own = {k: torch.empty_strided(v.shape, v.stride(), requires_grad=True)
+               for k, v in net.named_parameters()}
         weights = {v.untyped_storage()._cdata for v in own.values()}
         def pack(v):
             storage = v.untyped_storage()

@@ -1,0 +1,116 @@
+"""The likelihood of anything: labels, single pixels, other images, and what is made of them."""
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from mulan_vdm import Diffusion, evaluate, load, vdm, vdmpp
+from mulan_vdm.cli import main
+from mulan_vdm.codec import Codec
+from mulan_vdm.objective import x_prediction
+from mulan_vdm.oracles import fit_mixture
+from mulan_vdm.schedules import Linear
+
+digits = load('digits')
+small = dict(channels=8, blocks=1, multipliers=(1,), attention=())
+
+@pytest.fixture(scope='module')
+def told():
+    "A network of ten labels whose answers depend on them."
+    torch.manual_seed(0)
+    model = vdmpp((1, 8, 8), 17, classes=10, dropout=0., **small).eval()
+    for p in model.parameters(): p.data += 0.1 * torch.randn_like(p)
+    return model
+
+@pytest.fixture(scope='module')
+def oracle():
+    "The best denoiser of a mixture, and so the truth."
+    torch.manual_seed(0)
+    net = fit_mixture(digits.train.x, 17, components=4, rounds=5)
+    return Diffusion(net, Linear(-10., 9.), Codec(17), (1, 8, 8), prediction=x_prediction).double()
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    "A run with classes, hardly trained."
+    out = tmp_path_factory.mktemp('runs') / 'told'
+    words = ['train', '--preset', 'vdmpp-digits', '--channels', '8', '--multipliers', '1', '--attention',
+             '--steps', '2', '--batch-size', '4', '--out', str(out)]
+    assert main(words) == 0
+    return out
+
+def said(capsys, *words):
+    "Exit status of a command, and its one line of error."
+    capsys.readouterr()
+    status = main([str(w) for w in words])
+    return status, capsys.readouterr().err
+
+# labels
+
+def test_each_image_is_told_its_own_label(told):
+    x, y = digits.test.some(12)
+    whole = evaluate(told, x, 4, batch_size=12, y=y)
+    assert not torch.equal(whole.bpd, evaluate(told, x, 4, batch_size=12).bpd)
+    kept = torch.arange(12) % 2 == 0
+    changed = evaluate(told, x, 4, batch_size=12, y=torch.where(kept, y, (y + 1) % 10))
+    assert torch.equal(changed.bpd == whole.bpd, kept)
+
+def test_a_label_below_zero_is_no_label(told):
+    x = digits.test.x[:6]
+    none = evaluate(told, x, 4, y=torch.full((6,), -1))
+    assert_close(none.bpd, evaluate(told, x, 4).bpd)
+
+@pytest.mark.parametrize('y, says', [
+    (torch.tensor([0, 10]), 'y has labels 0..10, the network knows 0..9'),
+    (torch.tensor([-2, 0]), 'the network knows 0..9'), (torch.tensor([1, 2, 3]), 'pass 2 integer labels'),
+    (torch.tensor([1., 2.]), 'pass 2 integer labels')])
+@pytest.mark.parametrize('asked', [
+    lambda model, x, y: evaluate(model, x, 2, y=y), lambda model, x, y: model.log_prob(x, y),
+    lambda model, x, y: model.log_prob(x, y, method='ode'), lambda model, x, y: model.sample(2, 1, y=y)])
+def test_labels_that_the_network_does_not_know_are_refused(told, asked, y, says):
+    with pytest.raises(ValueError, match=says): asked(told, digits.test.x[:2], y)
+
+def test_a_network_without_classes_is_told_no_labels():
+    model = vdm((1, 8, 8), 17, channels=8, blocks=1)
+    x, y = digits.test.some(2)
+    with pytest.raises(ValueError, match='leave y out'): evaluate(model, x, 2, y=y)
+
+# a distribution
+
+def test_log_prob_is_the_bound_in_nats(told):
+    x, y = digits.test.some(6)
+    nats = told.log_prob(x.reshape(2, 3, 1, 8, 8), y.reshape(2, 3), draws=4)
+    assert_close(nats.flatten(), -evaluate(told, x, 4, y=y).bpd * 64 * math.log(2))
+    assert nats.shape == (2, 3) and not nats.requires_grad
+
+def test_log_prob_of_samples_is_the_entropy(oracle):
+    torch.manual_seed(0)
+    x = oracle.net.sample(200)
+    below = oracle.net.log_prob(x) - oracle.log_prob(x, draws=32, batch_size=200)
+    se = below.std() / len(x)**0.5
+    assert -5 * se < below.mean() < 0.3 + 5 * se # nats: what the finite ends cost
+
+def test_samples_come_in_any_shape(oracle):
+    x = oracle.sample((2, 3), steps=5, generator=torch.Generator().manual_seed(0))
+    again = oracle.sample(6, steps=5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(x.flatten(0, 1), again) and x.shape == (2, 3, 1, 8, 8)
+
+# commands
+
+def test_a_command_tells_the_labels(run, capsys):
+    words = 'evaluate', run, '--n', '6', '--draws', '2', '--data', 'digits'
+    assert main([str(w) for w in (*words, '--labels')]) == 0
+    assert '6 images, told their labels, 2 draws each' in capsys.readouterr().out
+    assert main([str(w) for w in words]) == 0
+    assert 'told' not in capsys.readouterr().out
+
+def test_data_of_other_levels_say_how_to_requantize(run, capsys):
+    status, error = said(capsys, 'evaluate', run, '--data', 'fashion_mnist', '--size', '8')
+    if 'not found' in error: pytest.skip('Fashion-MNIST is not here')
+    assert status == 1 and 'x.astype(int) * 17 // 256' in error and error.count('\n') == 1
+
+def test_pixels_of_other_levels_say_how_to_requantize(oracle):
+    x = torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8)
+    x[0, 0, 0, 0] = 255
+    with pytest.raises(ValueError, match=r'x.long\(\) \* 17 // 256'): evaluate(oracle, x, 2)
+    evaluate(oracle, x.long() * 17 // 256, 2)
