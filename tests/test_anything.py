@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mulan_vdm import Diffusion, evaluate, load, vdm, vdmpp
+from mulan_vdm import Diffusion, evaluate, load, mulan, vdm, vdmpp
 from mulan_vdm.cli import main
 from mulan_vdm.codec import Codec
+from mulan_vdm.evaluation import bits_per_pixel
 from mulan_vdm.objective import x_prediction
-from mulan_vdm.oracles import fit_mixture
+from mulan_vdm.oracles import fit_mixture, MixtureOracle
 from mulan_vdm.schedules import Linear
 
 digits = load('digits')
@@ -114,3 +115,38 @@ def test_pixels_of_other_levels_say_how_to_requantize(oracle):
     x[0, 0, 0, 0] = 255
     with pytest.raises(ValueError, match=r'x.long\(\) \* 17 // 256'): evaluate(oracle, x, 2)
     evaluate(oracle, x.long() * 17 // 256, 2)
+
+# pixels
+
+def with_schedule_per_pixel():
+    "MuLAN with a schedule that differs between pixels and latents."
+    torch.manual_seed(0)
+    model = mulan((1, 8, 8), 17, channels=8, blocks=1, m=6, k=2, encoder_channels=4, hidden=8).eval()
+    for p in model.parameters(): p.data += 0.1 * torch.randn_like(p)
+    return model.double()
+
+@pytest.mark.parametrize('T', [None, 5])
+def test_bits_of_pixels_add_up_to_the_bound_under_a_schedule_per_pixel(T):
+    model = with_schedule_per_pixel()
+    x = digits.test.x[:5]
+    maps = bits_per_pixel(model, x, draws=4, batch_size=3, T=T)
+    bound = evaluate(model, x, 4, batch_size=3, T=T)
+    assert_close(maps.bpd, bound.bpd, rtol=1e-6, atol=0)
+    assert_close(maps.latent / 64, bound.terms['latent'], rtol=1e-6, atol=0)
+    assert (maps.latent > 0).all() and maps.bits.shape == x.shape
+
+def test_a_pixel_that_nothing_is_known_of_costs_its_entropy():
+    tables = torch.full((1, 4, 8), 1 / 8).double()
+    tables[0, 0] = torch.tensor([0.93] + [0.01] * 7)
+    net = MixtureOracle(torch.ones(1).double(), tables, (1, 2, 2))
+    model = Diffusion(net, Linear(-12., 12.), Codec(8), (1, 2, 2), prediction=x_prediction).double()
+    torch.manual_seed(0)
+    maps = bits_per_pixel(model, net.sample(500), draws=32, batch_size=500)
+    entropy = -(tables * tables.log2()).sum(-1).reshape(1, 2, 2)
+    se = maps.bits.std(0) / 500**0.5
+    assert ((maps.bits.mean(0) - entropy).abs() < 5 * se + 0.01).all()
+
+def test_a_command_draws_maps(run, capsys):
+    words = 'evaluate', run, '--n', '3', '--draws', '2', '--maps', '2', '--labels'
+    assert main([str(w) for w in words]) == 0
+    assert f'picture: {run}/bits.png' in capsys.readouterr().out and (run / 'bits.png').exists()
