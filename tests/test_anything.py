@@ -8,7 +8,8 @@ from torch.testing import assert_close
 from mulan_vdm import Diffusion, evaluate, load, mulan, vdm, vdmpp
 from mulan_vdm.cli import main
 from mulan_vdm.codec import Codec
-from mulan_vdm.evaluation import bits_per_pixel
+from mulan_vdm.evaluation import (_numbers, _paired_costs, bits_per_pixel, classify,
+                                  likelihood_ratio)
 from mulan_vdm.objective import x_prediction
 from mulan_vdm.oracles import fit_mixture, MixtureOracle
 from mulan_vdm.schedules import Linear
@@ -150,3 +151,50 @@ def test_a_command_draws_maps(run, capsys):
     words = 'evaluate', run, '--n', '3', '--draws', '2', '--maps', '2', '--labels'
     assert main([str(w) for w in words]) == 0
     assert f'picture: {run}/bits.png' in capsys.readouterr().out and (run / 'bits.png').exists()
+
+# labels that are found
+
+@pytest.fixture(scope='module')
+def halves():
+    "Three labels, each a mixture of its own, and the best denoiser of every one."
+    class Known(torch.nn.Module):
+        classes = 3
+        def __init__(self):
+            super().__init__()
+            parts = (fit_mixture(x, 17, components=2, rounds=3) for x in digits.train.x.chunk(3))
+            self.parts = torch.nn.ModuleList(parts)
+        def forward(self, z_t, gamma, w=None, y=None):
+            answers = torch.stack([part(z_t, gamma) for part in self.parts])
+            return answers[y, torch.arange(len(y))]
+    return Diffusion(Known(), Linear(-10., 9.), Codec(17), (1, 8, 8), prediction=x_prediction).double()
+
+def test_differences_of_labels_are_true_on_average(halves):
+    x = digits.test.x[:40]
+    true = -torch.stack([part.log_prob(x) for part in halves.net.parts], 1)
+    found = classify(halves, x, calls=240, margin=1e9, batch_size=40)
+    error = (found.nats - found.nats[:, :1]) - (true - true[:, :1])
+    assert (error.mean(0).abs() <= 5 * error.std(0) / 40**0.5).all()
+    assert (found.draws == 80).all()
+
+def test_no_image_takes_more_calls_than_it_may(halves):
+    found = classify(halves, digits.test.x[:20], calls=60, each=4)
+    assert (found.calls <= 60).all() and (found.draws >= 8).all()
+    least = found.nats.sort(1).values
+    assert (least[:, 0] == 0).all() and (least[:, 1] > 0).all()
+
+def test_a_label_costs_the_same_alone_as_among_others(halves):
+    "Paired draws are those of the image: which other labels are asked does not matter."
+    x = digits.test.x[:8]
+    drawn = lambda: _numbers(halves, 8, 3, 1, torch.Generator().manual_seed(0))
+    ask = lambda image, y: _paired_costs(halves, x[image], y, image, None, *drawn(), True)
+    image = torch.arange(8).repeat_interleave(3)
+    all_three = ask(image, torch.arange(3).repeat(8)).reshape(3, 8, 3)
+    assert_close(ask(torch.arange(8), torch.full((8,), 2)), all_three[:, :, 2])
+
+def test_a_ratio_of_versions_is_the_truth(oracle):
+    x = digits.test.x[0]
+    versions = torch.stack([x, x.roll(1, -1), x.flip(-2)])
+    more, se = likelihood_ratio(oracle, versions, draws=1024)
+    true = oracle.net.log_prob(versions)
+    true = (true[0] - true) / math.log(2)
+    assert ((more - true).abs() <= 5 * se + 1).all() and more[0] == 0
