@@ -32,7 +32,7 @@ setup(
     classifiers=cfg['classifiers'].strip().splitlines(),
     long_description=absolute((here/'README.md').read_text(encoding='utf-8')),
     long_description_content_type='text/markdown',
-    packages=find_packages(include=[lib, f'{lib}.*']), package_data={lib: ['py.typed', '*.pyi', 'pretrained/*/*']}, zip_safe=False,
+    packages=find_packages(include=[lib, f'{lib}.*']), package_data={lib: ['py.typed', '*.pyi', 'pretrained/*/*', 'matplotlibrc']}, zip_safe=False,
     install_requires=shlex.split(cfg['requirements']),
     extras_require=extras,
     entry_points={'console_scripts': shlex.split(cfg['console_scripts']), 'nbdev': [f'{lib} = {lib}._modidx:d']},

@@ -13,7 +13,8 @@ from house import shared_comments, unfair
 
 root, bin = Path(__file__).resolve().parent.parent, Path(sys.executable).parent
 compared = 'nbs', 'mulan_vdm', 'README.md'
-by_hand = {Path('mulan_vdm')/name for name in ('__init__.py', '__main__.py', '_needs.py', 'py.typed')}
+by_hand = {Path('mulan_vdm')/name
+           for name in ('__init__.py', '__main__.py', '_needs.py', 'py.typed', 'matplotlibrc')}
 # a trained model, which no notebook generates
 by_hand |= {f.relative_to(root) for f in (root/'mulan_vdm/pretrained').rglob('*') if f.is_file()}
 widest, scripts = 110, ('tests', 'docs', '.ci')

@@ -5,8 +5,8 @@ The names of every day, each from the module that holds it; the rest is in the m
 - data: `load`
 - models: `vdm`, `vdmpp`, `mulan`, `repvdm`, or ready made by `preset`
 - training: `fit`, a generator; `load_run` gives back what it kept
-- likelihood: `evaluate`, the bound; `ode_evaluate`, the probability flow
-- samples: `sample`, `plot_images`
+- likelihood: `evaluate`, the bound; `ode_evaluate`, the probability flow; `model.log_prob`
+- samples: `sample` or `model.sample`, `plot_images`
 - several runs: `compare_runs`
 - a network trained elsewhere: `from_diffusers`
 - to build with: `Diffusion` and its parts `Schedule`, `Latent`, `Codec`
@@ -40,11 +40,13 @@ _modules = dict(codec='Codec', data='load', diffusion='Diffusion', evaluation='e
                 foreign='from_diffusers', latents='Latent', likelihood='ode_evaluate', plots='plot_images',
                 reports='compare_runs', runs='load_run', sampling='sample', schedules='Schedule',
                 systems='mulan preset repvdm vdm vdmpp', training='fit')
+_of_models = 'diffusion', 'foreign', 'runs', 'systems' # `likelihood` gives every model its log_prob
 _home = {name: module for module, names in _modules.items() for name in names.split()}
 
 def __getattr__(name: str):
     "A name of `__all__`, its module imported when it is asked for: importing the package costs nothing."
     if name not in _home: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if _home[name] in _of_models: import_module(f'{__name__}.likelihood')
     return getattr(import_module(f'{__name__}.{_home[name]}'), name)
 
 def __dir__() -> list[str]: return sorted([*globals(), *__all__])

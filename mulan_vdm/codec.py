@@ -50,7 +50,8 @@ def check(self: Codec, k: Tensor) -> None:
     if low < 0 or high >= self.vocab:
         raise ValueError(f"x has pixels in {low}..{high}, "
                          f"outside the vocabulary 0..{self.vocab - 1}: "
-                         f"requantize the data or set vocab={high + 1}")
+                         f"requantize the data, x.long() * {self.vocab} // {max(high + 1, 256)}, "
+                         f"or set vocab={high + 1}")
 
 # %% ../nbs/06_codec.ipynb #25c735f2
 class _LogNormalizer(torch.autograd.Function):

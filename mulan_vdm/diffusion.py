@@ -281,7 +281,8 @@ def forward(self: Diffusion,
             t: Tensor | None = None, # times in [0, 1), (B,); low-discrepancy by default
             w: Tensor | None = None, # latents, charged for themselves; by default drawn from q(w|x)
             rows: Rows = Rows(),     # of times, noise and latents
-            check: bool = True       # look at x first? `fit` has looked at all of its data
+            check: bool = True,      # look at x first? `fit` has looked at all of its data
+            per_dimension: bool = False # terms before the sum, (B, *event)? The latent has none
            ) -> Terms:               # nats per example
     """One-sample estimate of every term of the bound, nats; VDM notes section 2.5.
     Raises ValueError for other shapes or pixels."""
@@ -308,10 +309,11 @@ def forward(self: Diffusion,
     charged = error if T is None else self._charges(error, gamma_t, rate, T)
     diffusion = 0.5 * rate * dt_du * charged
     weight = self.weighting(-gamma_t)
-    weighted = _total(weight * diffusion)
+    weighted = weight * diffusion
     if self.training: self._learn_times(t, gamma_t, rate, weight * error)
-    if interior is not None: interior.follow(self.unsqueeze(weighted.detach()))
-    return Terms(_total(reconstruction), _total(prior), _total(diffusion), latent, weighted)
+    if interior is not None: interior.follow(self.unsqueeze(_total(weighted.detach())))
+    if per_dimension: return Terms(reconstruction, prior, diffusion, latent, weighted)
+    return Terms(_total(reconstruction), _total(prior), _total(diffusion), latent, _total(weighted))
 
 # %% ../nbs/07_diffusion.ipynb #70b0f343
 def _between(levels: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]: # both like gamma

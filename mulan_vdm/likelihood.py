@@ -11,6 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 import warnings
+from fastcore.basics import patch
 from functools import partial
 from torch import Tensor
 from typing import Callable, NamedTuple
@@ -21,7 +22,8 @@ from .latents import cross_fitted
 from .codec import bits_per_dim
 from .diffusion import Diffusion, evaluating
 from .flow import check_double, check_solver, log_density
-from .evaluation import check_tail, Evaluation
+from .sampling import check_labels
+from .evaluation import check_tail, evaluate, Evaluation
 
 # %% ../nbs/17_likelihood.ipynb #ed3df220
 def _uniform(u: Tensor,      # uniform in (-1, 1), double precision
@@ -222,6 +224,7 @@ def ode_evaluate(model: Diffusion,      # usually the averaged one
     check_solver(tolerance, max_steps)
     check_double(model.reference.device)
     model.check(x)
+    check_labels(model, y, len(x))
     if tolerance > 1e-4:
         warnings.warn(f"tolerance={tolerance:g} may flatter: the error of the solver is in no "
                       "error bar; take 1e-4 or less", stacklevel=3)
@@ -239,3 +242,21 @@ def ode_evaluate(model: Diffusion,      # usually the averaged one
         eps = torch.finfo(model.reference.dtype).eps
         error = _solver_error(found, solved, tolerance, checked, eps)
     return found._replace(extra=found.extra | error)
+
+# %% ../nbs/17_likelihood.ipynb #5f30bc9c
+@patch
+def log_prob(self: Diffusion,
+             x: Tensor, # integer pixels (*shape, *event); real data with RealCodec
+             y: Tensor | None = None, # class labels (*shape,)
+             # times and noises of the bound, 32 by default; paths of the flow, one by default
+             draws: int | None = None,
+             method: str = 'bound', # or ode, the probability flow
+             **kwargs # of `evaluate` or `ode_evaluate`: seed, T, batch_size, tolerance, ...
+            ) -> Tensor: # nats (*shape,), without gradient
+    "An estimate of log p(x), on average a lower bound, @eq-log-prob. Raises what the method raises."
+    estimate, usual = choose('method', method, dict(bound=(evaluate, 32), ode=(ode_evaluate, 1)))
+    shape = x.shape[:max(0, x.ndim - len(self.event_shape))]
+    images = x.reshape(-1, *x.shape[len(shape):])
+    labels = None if y is None else y.reshape(-1)
+    found = estimate(self, images, draws=draws or usual, y=labels, **kwargs)
+    return -found.bpd.reshape(shape) * math.prod(self.event_shape) * math.log(2)

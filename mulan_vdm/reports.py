@@ -41,7 +41,7 @@ from .judging import check_scores, in_batches, sample_scores, train_judge
 from .probing import describe, latent_report, pixels, principal, probe
 from .compression import (compress, Contents, contents, decompressed,
                                    picture_sizes)
-from .plots import (latent_figures, plot_images, plot_metrics, plot_pixel_schedule,
+from .plots import (latent_figures, plot_bits, plot_images, plot_metrics, plot_pixel_schedule,
                              plot_rows, plot_schedule)
 
 # %% ../nbs/23_reports.ipynb #1dc0165b
@@ -113,6 +113,12 @@ def new_file(argument: str,     # that names it, for messages
         raise PermissionError(f"{said} the folder '{folder}' cannot be written, name another place")
     return file
 
+# %% ../nbs/23_reports.ipynb #29e01b76
+def _subject(config: dict # of a run
+          ) -> str:
+    "What was trained on what, over its pictures."
+    return f"{config['system']} on {config['data']['name']}"
+
 # %% ../nbs/23_reports.ipynb #fca9e2e0
 def draw_run(run: str | Path, # run folder
              data: Data | None = None # that of the run, if it is loaded already
@@ -123,10 +129,12 @@ def draw_run(run: str | Path, # run folder
     x = data.train.x[:6].to(device())
     rows = Rows(torch.Generator(x.device).manual_seed(0))
     with torch.no_grad(): w, _ = model.latent(model.codec.encode(x, model.reference.dtype), rows)
-    figures = dict(schedule=plot_schedule(model.schedule, w, len(data.event_shape)),
-                   metrics=plot_metrics(run.path))
+    title = _subject(run.config)
+    figures = dict(schedule=plot_schedule(model.schedule, w, len(data.event_shape), title),
+                   metrics=plot_metrics(run.path, title=title))
     if len(model.schedule.event_shape) == 3:
-        figures['pixels'] = plot_pixel_schedule(model.schedule, w, None if w is None else x)
+        figures['pixels'] = plot_pixel_schedule(model.schedule, w, None if w is None else x,
+                                                title=title)
     return [run.write_picture(name, figure) for name, figure in figures.items()]
 
 # %% ../nbs/23_reports.ipynb #015acfe9
@@ -137,7 +145,9 @@ def draw_progress(run: str | Path, # run folder
     "metrics.png and, where one process trains, progress.png: 16 samples of 50 steps."
     run = Run(run)
     try:
-        if run.file('log').exists(): run.write_picture('metrics', plot_metrics(run.path))
+        if run.file('log').exists():
+            figure = plot_metrics(run.path, title=_subject(run.config))
+            run.write_picture('metrics', figure)
         if processes()[1] > 1: return # all would have to draw
         with seeded(0): x = sample(model, 16, 50)
         figure = plot_images(x, data.vocab, title='16 samples of 50 steps')
@@ -158,7 +168,7 @@ def _several(model: Diffusion, data: Data, samples: int, **how) -> dict: # JSON-
 def _bound(model: Diffusion, data: Data,
            report: dict, # filled
            draws: int | None, samples: int, T: int | Tensor | None, even: bool | None,
-           **how) -> tuple[Evaluation, str]: # batch_size, seed, progress; what was found, in words
+           **how) -> tuple[Evaluation, str]: # batch_size, seed, progress, y; what was found, in words
     "The variational bound: every image once, its own times and noise."
     extra = ''
     if samples > 1:
@@ -205,11 +215,11 @@ def _flow(model: Diffusion, data: Data,
           report: dict, # filled
           draws: int | None, n: int | None, seed: int,
           options: dict, # tolerance, trace, dequantization
-          **how) -> tuple[Evaluation, str]: # batch_size, progress; what was found, in words
+          **how) -> tuple[Evaluation, str]: # batch_size, progress, y; what was found, in words
     "Likelihood by the probability flow, on n images chosen once and for all, or all."
     strata = data.strata if n is None else None
     generator = torch.Generator().manual_seed(seed)
-    found = ode_evaluate(model, data.test.some(n).x, None, draws or 1, strata=strata,
+    found = ode_evaluate(model, data.test.some(n).x, draws=draws or 1, strata=strata,
                          generator=generator, **options, **how)
     nfe = found.extra['nfe']
     mean = nfe.mean().item()
@@ -247,6 +257,12 @@ def _check_method(method: str,
                                  "leave one of them out")
 
 # %% ../nbs/23_reports.ipynb #8ca4204f
+def _requantized(kinds: list[tuple[tuple, int | None]]) -> str: # of images and model: shape, levels
+    "How to give images the model's levels where bits cannot, as part of a message."
+    (_, theirs), (_, own) = kinds
+    if not theirs or not own or theirs == own or not own & (own - 1): return ''
+    return f', requantize an array by x.astype(int) * {own} // {theirs} and save it'
+
 def _images(run: Run, model: Diffusion,
             data: str | None, # another data set; the run's own by default
             of: dict          # other arguments of `load`
@@ -262,8 +278,16 @@ def _images(run: Run, model: Diffusion,
     if kinds[0] != kinds[1]:
         its, mine = (f"{shape} of {vocab or 'no'} levels" for shape, vocab in kinds)
         raise ValueError(f"data={data}: its images are {its}, those of {run} {mine}: "
-                         "make them alike by bits=... or size=..., or name other data")
+                         f"make them alike by bits=... or size=...{_requantized(kinds)}, or name other data")
     return images
+
+def _told(model: Diffusion, data: Data, split: str) -> Tensor: # labels of the split
+    "The labels that a network shall be told. Raises ValueError where it, or the data, has none."
+    classes = getattr(model.net, 'classes', 0)
+    y = getattr(data, split).y
+    if classes and y is not None: return y
+    lacks = f'{data.name} has no labels' if classes else 'the run was trained without classes'
+    raise ValueError(f"labels=True: {lacks}; leave it out, or take another, such as the preset vdmpp-digits")
 
 def _chosen(data: Data, split: str, n: int | None) -> tuple[Data, Tensor]:
     """Data whose test split is what was asked for, and the places of its images in their split. Raises
@@ -311,12 +335,15 @@ def evaluate_run(run: str | Path, # run folder
                  dequantization: str | None = None, # ode: truncated_normal, the default, or uniform
                  data: str | None = None, # name of other data; the run's own by default
                  split: str = 'test', # its side: test or train
+                 labels: bool = False, # tell the network each image's label: the bound on -log p(x|y)?
                  table: str | None = None, # file for a line per image, CSV
+                 maps: int | None = None, # for how many of the images to draw the bits of every pixel
                  seed: int = 0, # of everything drawn
                  progress: bool = False, # show a progress bar?
                  **kwargs) -> Evaluation:
     """Likelihood of images in bits/dim, every image once, with standard errors. For the run's own test
-    images writes report.json and per_image.npz (vlb), or report_ode.json and per_image_ode.npz."""
+    images writes report.json and per_image.npz (vlb), or report_ode.json and per_image_ode.npz; with
+    maps bits.png."""
     options = dict(tolerance=tolerance, trace=trace, dequantization=dequantization)
     _check_method(method, dict(options, samples=samples, T=T, even=even))
     if method == 'ode': extra('torchode', 'flow')
@@ -327,7 +354,12 @@ def evaluate_run(run: str | Path, # run folder
     images, places = _chosen(whole, split, n)
     report = dict(_about(run, whole), split=split, method=method, seed=seed, steps=steps)
     how = dict(seed=seed, batch_size=batch_size, progress=progress)
+    if labels:
+        how['y'] = _told(model, whole, split)[places]
+        report['labels'] = True
     model = model.to(device())
+    shown = maps and plot_bits(model, images.test.x[:maps], draws=draws or 256,
+                               **{**how, 'y': how['y'][:maps] if labels else None})
     chosen = _chosen_steps(model, whole, report, T, variance, grid)
     if method == 'vlb':
         found, said = _bound(model, images, report, draws, samples or 1, chosen, even, **how)
@@ -336,12 +368,14 @@ def evaluate_run(run: str | Path, # run folder
         options = {name: usual[name] if v is None else v for name, v in options.items()}
         found, said = _flow(model, images, report, draws, None, options=options, **how)
     found = _Reported(*found)
-    found.text = f'{whole.name}, {split} split, {len(found.bpd)} images, {said}'
+    told = ', told their labels' * labels
+    found.text = f'{whole.name}, {split} split, {len(found.bpd)} images{told}, {said}'
     found.text += _remarks(model, found.bpd.mean().item())
     if not first_process(): return found
     if table:
         _write_table(table, found, places, getattr(whole, split).y)
         found.text += f'\ntable: {table}'
+    if shown: found.text += f'\npicture: {run.write_picture("bits", shown)}'
     if (data, split) != (None, 'test'): return found
     report['evaluation_seconds'] = round(time.time() - start, 1)
     kind = '' if method == 'vlb' else method
@@ -395,8 +429,7 @@ def _verdict(report: dict # of sample_scores
 def _title(config: dict, trained: int, steps: int, step: str, label: int | None,
            guidance: float) -> str:
     "Over a picture of samples: what was trained, and how they were drawn."
-    title = (f"{config['system']} on {config['data']['name']}, {trained} training steps, "
-             f"{steps} steps of {step}")
+    title = f'{_subject(config)}, {trained} training steps, {steps} steps of {step}'
     if label is not None: title += f', label {label}'
     return title + (f', guidance {guidance:g}' if guidance != 1 else '')
 
@@ -555,7 +588,7 @@ def _unlike(a: dict, b: dict) -> str: # reports
     "In what two evaluations differ that cannot be compared image by image; empty if they can."
     names = dict(data='data', release='release of the data', fingerprint='images', n='number of images',
                  split='split', seed='seed', draws='number of draws', T='number of steps',
-                 variance='variance of a step', grid='grid of steps')
+                 variance='variance of a step', grid='grid of steps', labels='use of labels')
     for name, words in names.items():
         # version 0.1.0 did not know which images they were
         if name == 'fingerprint' and not {name} <= a.keys() & b.keys(): continue
@@ -632,6 +665,13 @@ def compare_runs(runs: list[str | Path], # run folders, evaluated
         found.update(figure=drawn.figure, text=f'{found.text}\n\n{drawn}')
     return found
 
+# %% ../nbs/23_reports.ipynb #cd5aed2f
+def _with_bound(run: Run) -> str:
+    "A run's name over its row of samples, with bits/dim once it was evaluated."
+    report = run.report()
+    if report is None: return str(run)
+    return f"{run}: {_with_error([report['bpd'], report['bpd_se']], '.4f')} bits/dim"
+
 # %% ../nbs/23_reports.ipynb #0b3faa0a
 def gallery(runs: list[str | Path], # run folders
             picture: str | Path | None = None, # file to write
@@ -643,7 +683,7 @@ def gallery(runs: list[str | Path], # run folders
     for run in map(Run, runs):
         x = run.samples()
         if x is None: without.append(str(run))
-        else: rows[str(run)] = torch.from_numpy(x[:columns]), run.config['model']['vocab']
+        else: rows[_with_bound(run)] = torch.from_numpy(x[:columns]), run.config['model']['vocab']
     if not rows: return Result('no picture: sample from the runs first', figure=None)
     figure = plot_rows(rows)
     if picture: figure.savefig(picture, dpi=150)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Denoise', 'Step', 'Grid', 'samplers', 'grids', 'ddpm_step', 'ddpm_large_step', 'ddim_step', 'heun_step', 'Maker',
-           'churned_heun', 'dpmpp_2m', 'ode_step', 'trajectory', 'sample', 'points_between']
+           'churned_heun', 'dpmpp_2m', 'ode_step', 'check_labels', 'trajectory', 'sample', 'points_between']
 
 # %% ../nbs/10_sampling.ipynb #84cb1366
 import math
@@ -251,6 +251,22 @@ def _chunked(model: Diffusion, w: Tensor | None, y: Tensor | None, chunks: tuple
     return denoise
 
 # %% ../nbs/10_sampling.ipynb #e2926fd5
+def check_labels(model: Diffusion,
+                 y: Tensor | None, # one label per example; below 0 for none
+                 n: int            # examples
+                ) -> None:
+    "Raises ValueError unless labels (n,), if there are any, are among those of the network."
+    if y is None: return
+    if y.shape != (n,) or y.is_floating_point():
+        raise ValueError(f"y has shape {tuple(y.shape)} and dtype {y.dtype}: "
+                         f"pass {n} integer labels, ({n},)")
+    classes = getattr(model.net, 'classes', None) # a network of your own may not say
+    if classes == 0: raise ValueError("y: the network has no classes: leave y out")
+    low, high = int(y.min()), int(y.max())
+    if classes and not -1 <= low <= high < classes:
+        raise ValueError(f"y has labels {low}..{high}, the network knows 0..{classes - 1}: "
+                         "pass those, or -1 for none")
+
 def _check_request(model: Diffusion, n: int, steps: int, batch_size: int | None, w: Tensor | None,
                    y: Tensor | None, z_1: Tensor | None = None) -> None:
     "Raises ValueError for numbers and shapes that do not fit, and names the remedy."
@@ -265,9 +281,7 @@ def _check_request(model: Diffusion, n: int, steps: int, batch_size: int | None,
     if z_1 is not None and z_1.shape != noise:
         raise ValueError(f"z_1 has shape {tuple(z_1.shape)} for n={n} samples: "
                          f"pass noise of shape {noise}")
-    if y is not None and (y.shape != (n,) or y.is_floating_point()):
-        raise ValueError(f"y has shape {tuple(y.shape)} and dtype {y.dtype}: "
-                         f"pass {n} integer labels, ({n},)")
+    check_labels(model, y, n)
 
 # %% ../nbs/10_sampling.ipynb #acd8f836
 def _check_guidance(y: Tensor | None, guidance: float, clip: float | None) -> None:
@@ -346,6 +360,17 @@ def sample(model: Diffusion,
         raise FloatingPointError(f"{bad} of {n} samples are not finite: take more steps or clip=1, "
                                  "and look at the network's answers")
     return model.codec.decode(stage.z, stage.gamma)
+
+# %% ../nbs/10_sampling.ipynb #5a03e53e
+@patch
+def sample(self: Diffusion,
+           shape: int | tuple[int, ...] = (), # of the sample: one image, n of them, or any shape of them
+           steps: int = 250, # how many steps
+           **kwargs          # of `sample`: y, step, guidance, generator, ...
+          ) -> Tensor:       # (*shape, *event), integer pixels or real data
+    "Draws from the model. Raises what `trajectory` raises."
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    return sample(self, math.prod(shape), steps, **kwargs).reshape(*shape, *self.event_shape)
 
 # %% ../nbs/10_sampling.ipynb #48df3a09
 @patch

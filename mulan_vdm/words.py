@@ -305,9 +305,10 @@ codecs.register_error('spell', _spell)
 
 # %% ../nbs/24_words.ipynb #967a477e
 def as_program() -> list[str]: # the words of the command line
-    """What is right in a process of our own: pictures need no screen, no character is an error, and
-    what a launcher left empty is unset."""
+    """What is right in a process of our own: pictures need no screen and look as in the notebooks, no
+    character is an error, and what a launcher left empty is unset."""
     os.environ['MPLBACKEND'] = 'agg'
+    os.environ.setdefault('MATPLOTLIBRC', os.path.join(os.path.dirname(__file__), 'matplotlibrc'))
     for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE'):
         if not os.environ.get(name, 'unset').strip(): del os.environ[name]
     for out in (sys.stdout, sys.stderr):

@@ -6,6 +6,7 @@ import io
 import re
 import hypothesis.strategies as st
 import pytest
+from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from mulan_vdm import cli, reports, systems, training
 from mulan_vdm.cli import commands, main
@@ -35,8 +36,9 @@ def run(tmp_path_factory):
     return out
 
 @pytest.fixture
-def stopped(monkeypatch, run):
-    "Commands are understood and checked; the work itself is left out."
+def stopped(monkeypatch, run, tmp_path):
+    "Commands are understood and checked, in an empty folder; the work itself is left out."
+    monkeypatch.chdir(tmp_path)
     model, config, steps = reports.load_run(run)
     digits = reports.load('digits')
     small = digits._replace(train=digits.train.some(64), test=digits.test.some(8))
@@ -95,7 +97,7 @@ def _try(command, run, n, system='vdm'):
 @pytest.mark.parametrize('command', [c for c in commands])
 def test_generated_command_lines_end_in_one_line(stopped, run, command):
     _try(command, run, 250)
-    assert not (run.parent / 'never').exists()
+    assert not (run.parent / 'never').exists() and not list(Path().iterdir())
 
 @pytest.mark.nightly
 @pytest.mark.parametrize('system', list(systems.systems))
