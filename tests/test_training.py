@@ -655,8 +655,8 @@ def test_a_learned_end_is_asked_for():
 
 @pytest.mark.parametrize('name, more', [systems_small[i] for i in (0, 1, 2, 5, 6)])
 def test_the_objective_is_one_graph(name, more):
-    """What `compile` compiles is one graph for all parts of a batch: nothing breaks it (`fullgraph` raises where
-    something does), it draws the numbers of eager, and gives its value, gradient and schedule."""
+    """What `compile` compiles is one graph for all parts of a batch: nothing breaks it (`fullgraph` raises
+    where something does), it draws the numbers of eager, and gives its value, gradient and schedule."""
     model = small(name, **more).train()
     x, y = digits.train.x[:8], digits.train.y[:8] if name.startswith('vdmpp') else None
     before = {k: v.clone() for k, v in model.state_dict().items()}
