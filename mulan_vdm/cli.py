@@ -80,7 +80,8 @@ def _check_changes(base: dict, # configuration
         raise ValueError("--previous goes with --resume: "
                          f"it continues {out} from the checkpoint before the last one")
     changed = [k for k, v in model.items() if base['model'].get(k) != v]
-    if {**base['data'], **data} != base['data']: changed.append('data')
+    # images may be moved: their fingerprint tells whether they are the same
+    if {**base['data'], **data, 'path': None} != {**base['data'], 'path': None}: changed.append('data')
     if preset not in (None, base.get('preset')): changed.append('preset')
     if how['resume'] and changed:
         raise ValueError(f"--{changed[0]} cannot change when resuming {out}: "

@@ -316,9 +316,11 @@ def _told(model: Diffusion, data: Data, split: str) -> Tensor: # labels of the s
 
 def _chosen(data: Data, split: str, n: int | None) -> tuple[Data, Tensor]:
     """Data whose test split is what was asked for, and the places of its images in their split. Raises
-    ValueError for more images than there are."""
+    ValueError for more images than there are, and for fewer than two."""
     side = getattr(data, split)
     places = Split(torch.arange(len(side.x))[:, None]).some(n).x[:, 0]
+    if len(places) < 2:
+        raise ValueError(f"n={len(places)}: of one image no standard error can be made, take two")
     if split == 'test' and n is None: return data, places
     return data._replace(test=Split(side.x[places])), places
 
