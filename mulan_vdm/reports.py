@@ -31,18 +31,17 @@ from .schedules import choose
 from .processes import device, first_process, processes, Rows, seeded
 from .latents import Gaussian
 from .diffusion import Diffusion, fixed_variance, large_variance
-from .flow import check_solver
-from .sampling import grids, sample, samplers
-from .data import available, Data, load, sources, Split
+from .sampling import sample
+from .data import available, Data, load, Split
 from .systems import build, presets
 from .runs import load_run, Run
 from .evaluation import evaluate, Evaluation, importance_evaluate, mean_se
-from .likelihood import dequantizations, ode_evaluate, traces
+from .likelihood import ode_evaluate
 from .judging import check_scores, in_batches, sample_scores, train_judge
 from .probing import describe, latent_report, pixels, principal, probe
 from .compression import (compress, Contents, contents, decompressed,
                                    picture_sizes)
-from .plots import (check_pictured, latent_figures, plot_images, plot_metrics, plot_pixel_schedule,
+from .plots import (latent_figures, plot_bits, plot_images, plot_metrics, plot_pixel_schedule,
                              plot_rows, plot_schedule)
 
 # %% ../nbs/23_reports.ipynb #1dc0165b
@@ -202,9 +201,12 @@ def _with_steps(model: Diffusion, data: Data, T: int, variance: str, grid: str) 
 def _chosen_steps(model: Diffusion, data: Data,
                   report: dict, # told of what differs from even steps of fixed variance
                   T: int | None, variance: str, grid: str) -> int | Tensor | None: # steps, or times
-    "Steps as they are asked for."
+    "Steps as they are asked for. Raises ValueError for unknown names, or a choice without steps."
     chosen = dict(variance=variance, grid=grid)
     if chosen == dict(variance='fixed', grid='time'): return T
+    if T is None:
+        raise ValueError(f"variance={variance} and grid={grid} are of steps back: pass their number T, or "
+                         "leave both out")
     report.update(chosen)
     return _with_steps(model, data, T, variance, grid)
 
@@ -241,7 +243,6 @@ def _about(run: Run, data: Data) -> dict: # JSON-ready
                 seconds=run.seconds)
 
 # %% ../nbs/23_reports.ipynb #1d7e64d9
-_splits = dict(test='test', train='train')
 _goes_with = dict(vlb=('samples', 'T', 'even'), ode=('tolerance', 'trace', 'dequantization'))
 
 def _check_method(method: str,
@@ -255,35 +256,6 @@ def _check_method(method: str,
                 raise ValueError(f"{name}={given[name]} goes with method={other}, not {method}: "
                                  "leave one of them out")
 
-# %% ../nbs/23_reports.ipynb #13c4df47
-def _check_choices(split: str, variance: str, grid: str, T: int | None) -> None:
-    "Raises ValueError for unknown names, and for a choice of steps back without steps."
-    choose('split', split, _splits)
-    choose('variance', variance, _variances)
-    choose('grid', grid, _step_grids)
-    if T is None and (variance, grid) != ('fixed', 'time'):
-        raise ValueError(f"variance={variance} and grid={grid} are of steps back: pass their number T, or "
-                         "leave both out")
-
-def _check_flow(given: dict # tolerance, trace, dequantization; None by default
-               ) -> None:
-    "Raises ValueError for options of the flow that cannot be."
-    for name, known in dict(trace=traces, dequantization=dequantizations).items():
-        if given[name] is not None: choose(name, given[name], known)
-    if given['tolerance'] is not None: check_solver(given['tolerance'], 1)
-
-def _check_source(data: str | None, # name of another data set
-                  of: dict          # other arguments of `load`
-                 ) -> None:
-    "Raises ValueError for an unknown data set, and for arguments of none."
-    if data is not None: choose('data', data, sources)
-    for name, value in of.items() if data is None else ():
-        raise ValueError(f"{name}={value!r} without data=...: name the data set that it belongs to")
-
-def _check_latent(model: Diffusion) -> None:
-    "Raises ValueError for a model without a latent."
-    if not model.latent.size: model.latent.moments(model.reference) # says so
-
 # %% ../nbs/23_reports.ipynb #8ca4204f
 def _requantized(kinds: list[tuple[tuple, int | None]]) -> str: # of images and model: shape, levels
     "How to give images the model's levels where bits cannot, as part of a message."
@@ -296,7 +268,10 @@ def _images(run: Run, model: Diffusion,
             of: dict          # other arguments of `load`
            ) -> Data:
     "The images that are asked about. Raises ValueError for those that the model does not take."
-    if data is None: return run.data()
+    if data is None:
+        for name, value in of.items():
+            raise ValueError(f"{name}={value!r} without data=...: name the data set that it belongs to")
+        return run.data()
     images = load(data, **of)
     kinds = [(tuple(shape), vocab) for shape, vocab in ((images.event_shape, images.vocab),
                                                         (model.event_shape, model.codec.vocab))]
@@ -316,11 +291,9 @@ def _told(model: Diffusion, data: Data, split: str) -> Tensor: # labels of the s
 
 def _chosen(data: Data, split: str, n: int | None) -> tuple[Data, Tensor]:
     """Data whose test split is what was asked for, and the places of its images in their split. Raises
-    ValueError for more images than there are, and for fewer than two."""
-    side = getattr(data, split)
+    ValueError for an unknown split and more images than there are."""
+    side = choose('split', split, dict(train=data.train, test=data.test))
     places = Split(torch.arange(len(side.x))[:, None]).some(n).x[:, 0]
-    if len(places) < 2:
-        raise ValueError(f"n={len(places)}: of one image no standard error can be made, take two")
     if split == 'test' and n is None: return data, places
     return data._replace(test=Split(side.x[places])), places
 
@@ -364,18 +337,15 @@ def evaluate_run(run: str | Path, # run folder
                  split: str = 'test', # its side: test or train
                  labels: bool = False, # tell the network each image's label: the bound on -log p(x|y)?
                  table: str | None = None, # file for a line per image, CSV
+                 maps: int | None = None, # for how many of the images to draw the bits of every pixel
                  seed: int = 0, # of everything drawn
                  progress: bool = False, # show a progress bar?
                  **kwargs) -> Evaluation:
     """Likelihood of images in bits/dim, every image once, with standard errors. For the run's own test
-    images writes report.json and per_image.npz (vlb), or report_ode.json and per_image_ode.npz."""
+    images writes report.json and per_image.npz (vlb), or report_ode.json and per_image_ode.npz; with
+    maps bits.png."""
     options = dict(tolerance=tolerance, trace=trace, dequantization=dequantization)
     _check_method(method, dict(options, samples=samples, T=T, even=even))
-    _check_choices(split, variance, grid, T)
-    _check_flow(options)
-    _check_source(data, kwargs)
-    if method == 'vlb' and draws is not None and draws < 2:
-        raise ValueError(f"draws={draws}: pass at least 2, of which an error can be made")
     if method == 'ode': extra('torchode', 'flow')
     if table: table = new_file('table', table, '.csv')
     run, model, _, steps = _opened(run)
@@ -388,6 +358,8 @@ def evaluate_run(run: str | Path, # run folder
         how['y'] = _told(model, whole, split)[places]
         report['labels'] = True
     model = model.to(device())
+    shown = maps and plot_bits(model, images.test.x[:maps], draws=draws or 256,
+                               **{**how, 'y': how['y'][:maps] if labels else None})
     chosen = _chosen_steps(model, whole, report, T, variance, grid)
     if method == 'vlb':
         found, said = _bound(model, images, report, draws, samples or 1, chosen, even, **how)
@@ -403,6 +375,7 @@ def evaluate_run(run: str | Path, # run folder
     if table:
         _write_table(table, found, places, getattr(whole, split).y)
         found.text += f'\ntable: {table}'
+    if shown: found.text += f'\npicture: {run.write_picture("bits", shown)}'
     if (data, split) != (None, 'test'): return found
     report['evaluation_seconds'] = round(time.time() - start, 1)
     kind = '' if method == 'vlb' else method
@@ -483,8 +456,6 @@ def sample_run(run: str | Path, # run folder
               ) -> Result: # x, y, and report with score
     """Draw samples with the averaged weights; writes samples.png and samples.npy, and with
     score report_samples.json."""
-    choose('step', step, samplers)
-    choose('grid', grid, grids)
     if score: extra('torchmetrics', 'scores')
     if step == 'ode': extra('torchode', 'flow')
     run, model, config, trained = _opened(run)
@@ -538,9 +509,8 @@ def encode_run(run: str | Path, # run folder
     (N,; train or test). Raises FileExistsError for a file that is there."""
     out = new_file('out', out, '.npz')
     if out.exists(): raise FileExistsError(f"out='{out}' exists: name another file")
-    _check_source(data, kwargs)
     model = Run(run).model().to(device())
-    _check_latent(model)
+    if not model.latent.size: model.latent.moments(model.reference) # has none, and says so
     images = _images(Run(run), model, data, kwargs)
     sides = images.train, images.test
     moments = torch.cat([_moments(model, side.x, batch_size) for side in sides]).numpy()
@@ -580,7 +550,6 @@ def probe_run(run: str | Path, # run folder
     """What labels can be read from the latent, beside pixels, principal components of equal width
     and the encoder before training; writes report_probe.json."""
     run, model, config, steps = _opened(run)
-    _check_latent(model)
     data = run.data()
     size = model.latent.size
     latent = lambda model: lambda x: _moments(model, x)[:, 0]
@@ -610,9 +579,7 @@ def explore_run(run: str | Path, # run folder
     neighbours.png in the run folder."""
     if n < 2: raise ValueError(f"n={n}: pass at least 2 images across")
     run = Run(run)
-    model = run.model().to(device())
-    check_pictured(model)
-    figures = latent_figures(model, run.data(), n, steps)
+    figures = latent_figures(run.model().to(device()), run.data(), n, steps)
     pictures = [run.write_picture(name, figure, 150) for name, figure in figures.items()]
     return Result('\n'.join(f'picture: {p}' for p in pictures), pictures=pictures)
 
@@ -756,9 +723,6 @@ def describe_installation() -> str:
     return '\n'.join(lines)
 
 # %% ../nbs/23_reports.ipynb #bb9529a0
-# none of them is handed to another program
-_picture_formats = 'PNG', 'WEBP', 'BMP', 'TIFF', 'PPM', 'JPEG'
-
 class _Pictures:
     "Picture files in the order of their names, sliced into images (n, c, h, w)."
     def __init__(self, place: Path,
@@ -778,28 +742,21 @@ class _Pictures:
 
     def _read(self, file: Path) -> Tensor: # uint8 (c, h, w)
         "Raises ValueError for a file that is no picture, or of another shape."
-        mine = 'L' if self.shape[0] == 1 else 'RGB', self.shape[:0:-1], 1
         try:
-            with Image.open(file, formats=_picture_formats) as picture:
-                found = picture.mode, picture.size, getattr(picture, 'n_frames', 1)
-                pixels = np.array(picture) if found == mine else None # else it is not decoded
-        except Exception as e: # whatever Pillow makes of a damaged file
-            raise ValueError(f"'{file}' is not a picture ({' '.join(str(e).split())})") from None
-        if pixels is None:
-            mode, (width, height), pictures = found
-            raise ValueError(f"'{file}' holds {pictures} of {width}x{height} {mode} pixels, the run's images "
-                             f"are uint8 {self.shape}: convert it, or move it away")
-        return torch.from_numpy(pixels.reshape(*self.shape[1:], -1).transpose(2, 0, 1).copy())
+            with Image.open(file) as picture: pixels = np.array(picture)
+        except OSError as e: raise ValueError(f"'{file}' is not a picture ({e})") from None
+        if pixels.ndim == 2: pixels = pixels[..., None]
+        found = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels
+        if found.shape != self.shape or found.dtype != np.uint8:
+            raise ValueError(f"'{file}' holds {pixels.dtype} of shape {found.shape}, the run's images are "
+                             f"uint8 {self.shape}: convert it, or move it away")
+        return torch.from_numpy(found)
 
 # %% ../nbs/23_reports.ipynb #e6152b1e
-def _check_absent(out: Path) -> None:
-    "Raises FileExistsError if there is something of that name."
-    if out.exists(): raise FileExistsError(f"out={out} exists: name another")
-
 @contextlib.contextmanager
 def _whole(out: Path) -> Iterator[Path]: # where to write meanwhile
     "Renamed to `out` in the end, removed after an error. Raises FileExistsError if `out` is there."
-    _check_absent(out)
+    if out.exists(): raise FileExistsError(f"out={out} exists: name another")
     temporary = out.with_name(out.name + '.tmp')
     _remove(temporary)
     try:
@@ -859,15 +816,12 @@ def compress_run(run: str | Path, # run folder, or mulan-digits, which comes wit
     """Images as one file, by the bound of a trained model; without a folder the run's own. Raises
     FileExistsError for a file that is there, ValueError for pictures of another shape."""
     start = time.time()
-    _check_choices(split, variance, grid, T)
-    extra('constriction', 'compress')
     out = new_file('out', out)
-    _check_absent(out)
     model, config, _ = load_run(run)
-    pictures = _Pictures(Path(images), model.event_shape) if images else None
     data = load(**(config.get('data') or model.card['data']))
     model = model.to(device())
-    x = pictures or getattr(data, split).x
+    sides = dict(test=data.test.x, train=data.train.x)
+    x = _Pictures(Path(images), data.event_shape) if images else choose('split', split, sides)
     if n is not None: x = x[:n]
     with _whole(out) as temporary:
         steps = _with_steps(model, data, T, variance, grid)
@@ -914,9 +868,6 @@ def decompress_run(file: str | Path, # of `compress_run`
     """The images of a compressed file, as pictures or as an array. Raises FileExistsError if `out` is
     there, ValueError for a file that is damaged or another model's."""
     out = Path(out)
-    _check_absent(out)
-    new_file('out', out)
-    if not Path(file).is_file(): raise FileNotFoundError(f"file={file} is no file: name one of compress")
     data = Path(file).read_bytes()
     held = contents(data)
     model = load_run(run)[0].to(device())
