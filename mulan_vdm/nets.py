@@ -53,6 +53,15 @@ def _zeroed(layer: nn.Module) -> nn.Module:
     for p in layer.parameters(): nn.init.zeros_(p)
     return layer
 
+# %% ../nbs/11_nets.ipynb #2afbf33f
+class _GroupNorm(nn.GroupNorm):
+    "Group normalization in the precision of its input, under autocast too; its sums are in float32."
+    def forward(self, h: Tensor) -> Tensor:
+        if not torch.is_autocast_enabled(h.device.type): return super().forward(h)
+        with torch.autocast(h.device.type, enabled=False):
+            own = self.weight.to(h.dtype), self.bias.to(h.dtype)
+            return F.group_norm(h, self.num_groups, *own, self.eps)
+
 # %% ../nbs/11_nets.ipynb #1a2cfcf0
 class Layers(NamedTuple):
     "How the layers of a network are made, and where their weights start."
@@ -71,7 +80,7 @@ class Layers(NamedTuple):
             raise ValueError(f"channels={channels} must be {2 * groups} or a larger multiple of "
                              f"{groups}, the number of normalization groups: one that holds a "
                              "single channel would undo what is added to it")
-        return nn.GroupNorm(groups, channels, self.eps)
+        return _GroupNorm(groups, channels, self.eps)
 
     def active(self, channels: int) -> tuple[nn.Module, ...]:
         "Normalize and activate, what stands between two layers."

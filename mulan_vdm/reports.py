@@ -41,7 +41,7 @@ from .judging import check_scores, in_batches, sample_scores, train_judge
 from .probing import describe, latent_report, pixels, principal, probe
 from .compression import (compress, Contents, contents, decompressed,
                                    picture_sizes)
-from .plots import (latent_figures, plot_images, plot_metrics, plot_pixel_schedule,
+from .plots import (latent_figures, plot_bits, plot_images, plot_metrics, plot_pixel_schedule,
                              plot_rows, plot_schedule)
 
 # %% ../nbs/23_reports.ipynb #1dc0165b
@@ -337,11 +337,13 @@ def evaluate_run(run: str | Path, # run folder
                  split: str = 'test', # its side: test or train
                  labels: bool = False, # tell the network each image's label: the bound on -log p(x|y)?
                  table: str | None = None, # file for a line per image, CSV
+                 maps: int | None = None, # for how many of the images to draw the bits of every pixel
                  seed: int = 0, # of everything drawn
                  progress: bool = False, # show a progress bar?
                  **kwargs) -> Evaluation:
     """Likelihood of images in bits/dim, every image once, with standard errors. For the run's own test
-    images writes report.json and per_image.npz (vlb), or report_ode.json and per_image_ode.npz."""
+    images writes report.json and per_image.npz (vlb), or report_ode.json and per_image_ode.npz; with
+    maps bits.png."""
     options = dict(tolerance=tolerance, trace=trace, dequantization=dequantization)
     _check_method(method, dict(options, samples=samples, T=T, even=even))
     if method == 'ode': extra('torchode', 'flow')
@@ -356,6 +358,8 @@ def evaluate_run(run: str | Path, # run folder
         how['y'] = _told(model, whole, split)[places]
         report['labels'] = True
     model = model.to(device())
+    shown = maps and plot_bits(model, images.test.x[:maps], draws=draws or 256,
+                               **{**how, 'y': how['y'][:maps] if labels else None})
     chosen = _chosen_steps(model, whole, report, T, variance, grid)
     if method == 'vlb':
         found, said = _bound(model, images, report, draws, samples or 1, chosen, even, **how)
@@ -371,6 +375,7 @@ def evaluate_run(run: str | Path, # run folder
     if table:
         _write_table(table, found, places, getattr(whole, split).y)
         found.text += f'\ntable: {table}'
+    if shown: found.text += f'\npicture: {run.write_picture("bits", shown)}'
     if (data, split) != (None, 'test'): return found
     report['evaluation_seconds'] = round(time.time() - start, 1)
     kind = '' if method == 'vlb' else method

@@ -34,23 +34,39 @@ def _tilt(theta: Tensor, # logits (..., m)
     for _ in range(16):
         c = (low + high) / 2
         expected = torch.sigmoid(theta - c).sum(-1, keepdim=True)
-        low = torch.where(expected > k, c, low)
-        high = torch.where(expected > k, high, c)
+        more = expected > k
+        low = torch.where(more, c, low)
+        high = torch.where(more, high, c)
     return (low + high) / 2
 
 # %% ../nbs/04_subsets.ipynb #87113135
+def _product(a: Tensor, # coefficients of n polynomials (n, degree + 1, ...)
+             b: Tensor, # of n others
+             k: int     # highest power to keep
+            ) -> Tensor: # (n, powers, ...)
+    "Coefficients of the products of polynomials, sums along the diagonals of a table."
+    rows = b.shape[1]
+    width = a.shape[1] + rows - 1
+    table = F.pad(a[:, None] * b[:, :, None], (*[0, 0] * (a.ndim - 2), 0, rows))
+    slanted = table.flatten(1, 2)[:, :rows * width].unflatten(1, (rows, width))
+    return slanted.sum(1)[:, :k + 1]
+
+# %% ../nbs/04_subsets.ipynb #518d5ba0
 def _counts(coin: Tensor, # logits of the coins, theta - c, (..., m)
             k: int        # count up to k
            ) -> Tensor:   # (m + 1, ..., k + 1)
-    "Probability of j = 0..k heads among the first i = 0..m coins, @eq-counts."
-    none = F.pad(torch.ones_like(coin[..., :1]), (0, k))
-    rows = [none]
-    heads = torch.sigmoid(coin)[..., None].unbind(-2)
-    tails = torch.sigmoid(-coin)[..., None].unbind(-2)
-    for head, tail in zip(heads, tails):
-        one_more = F.pad(head * rows[-1][..., :-1], (1, 0))
-        rows.append(tail * rows[-1] + one_more)
-    return torch.stack(rows)
+    "Probability of j = 0..k heads among the first i = 0..m coins, @eq-counts, by a tree of products."
+    m = coin.shape[-1]
+    levels = m.bit_length()
+    spare = coin.new_full((*coin.shape[:-1], 2**levels - m), -math.inf)
+    coin = torch.cat([coin, spare], -1).movedim(-1, 0)
+    runs = [torch.stack([torch.sigmoid(-coin), torch.sigmoid(coin)], 1)]
+    for _ in range(levels - 1): runs.append(_product(runs[-1][::2], runs[-1][1::2], k))
+    before = F.pad(torch.ones_like(coin[:1, None]), (*[0, 0] * (coin.ndim - 1), 0, k))
+    for run in reversed(runs):
+        right = _product(before, run[::2], k)
+        before = torch.stack([before, right], 1).flatten(0, 1)
+    return before[:m + 1].movedim(1, -1)
 
 # %% ../nbs/04_subsets.ipynb #bb4e2fce
 class Coins(NamedTuple):
@@ -130,6 +146,30 @@ def subset_kl(theta: Tensor, # logits (..., m)
     return math.log(math.comb(theta.shape[-1], k)) - subset_entropy(theta, k, coins)
 
 # %% ../nbs/04_subsets.ipynb #d43cfcf5
+def _heads(coins: Coins,
+           u: Tensor  # uniform in (0, 1], (..., m)
+          ) -> Tensor: # bool (m, ..., k + 1)
+    "Is item i in, if j = 0..k are left to choose, @eq-sample?"
+    by_item = lambda v: v.movedim(-1, 0)[..., None]
+    fewer = coins.before[:-1]
+    chosen = torch.sigmoid(by_item(coins.logit)) * F.pad(fewer[..., :-1], (1, 0))
+    left = torch.sigmoid(-by_item(coins.logit)) * fewer
+    return by_item(u) <= chosen / (chosen + left)
+
+def _left_to_choose(after: Tensor # how many are left after item i, if j = 0..k are, (m, ..., k + 1)
+                   ) -> Tensor:   # (m, ..., 1)
+    "How many are left when each item's turn comes, from the last to the first, @eq-left-to-choose."
+    m = len(after)
+    levels = m.bit_length()
+    same = torch.arange(after.shape[-1], device=after.device)
+    spare = same.expand(2**levels - m, *after.shape[1:])
+    runs = [torch.cat([after, spare])]
+    for _ in range(levels - 1): runs.append(runs[-1][::2].gather(-1, runs[-1][1::2]))
+    j = same[-1:].expand(1, *after.shape[1:-1], 1)
+    for run in reversed(runs): j = torch.stack([run[1::2].gather(-1, j), j], 1).flatten(0, 1)
+    return j[:m]
+
+# %% ../nbs/04_subsets.ipynb #4138e264
 @torch.no_grad()
 def sample_subset(theta: Tensor, # logits (..., m)
                   k: int,        # size of the subset
@@ -137,17 +177,8 @@ def sample_subset(theta: Tensor, # logits (..., m)
                   rows: Rows = Rows() # of the draw
                  ) -> Tensor:    # k-hot, like theta
     "An exact draw of w from q(w). Raises ValueError for k outside 1..m."
-    logit, before, _, _ = coins or toss(theta, k)
-    table = F.pad(before, (1, 0)) # column j + 1: j heads
-    head = torch.sigmoid(logit)
-    tail = torch.sigmoid(-logit)
+    coins = coins or toss(theta, k)
     u = 1 - rows.rand(*theta.shape, dtype=theta.dtype, device=theta.device)
-    w = torch.empty_like(theta)
-    j = torch.full((*theta.shape[:-1], 1), k, device=theta.device)
-    for i in reversed(range(theta.shape[-1])):
-        item = slice(i, i + 1)
-        chosen = head[..., item] * table[i].gather(-1, j)
-        left = tail[..., item] * table[i].gather(-1, j + 1)
-        w[..., item] = u[..., item] <= chosen / (chosen + left)
-        j = j - w[..., item].long()
-    return w
+    heads = _heads(coins, u).long()
+    j = _left_to_choose(torch.arange(k + 1, device=theta.device) - heads)
+    return heads.gather(-1, j)[..., 0].movedim(0, -1).to(theta)

@@ -5,11 +5,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mulan_vdm import Diffusion, evaluate, load, vdm, vdmpp
+from mulan_vdm import Diffusion, evaluate, load, mulan, vdm, vdmpp
 from mulan_vdm.cli import main
 from mulan_vdm.codec import Codec
+from mulan_vdm.evaluation import (_numbers, _paired_costs, bits_per_pixel, classify,
+                                  likelihood_ratio)
 from mulan_vdm.objective import x_prediction
-from mulan_vdm.oracles import fit_mixture
+from mulan_vdm.oracles import fit_mixture, MixtureOracle
 from mulan_vdm.schedules import Linear
 
 digits = load('digits')
@@ -114,3 +116,85 @@ def test_pixels_of_other_levels_say_how_to_requantize(oracle):
     x[0, 0, 0, 0] = 255
     with pytest.raises(ValueError, match=r'x.long\(\) \* 17 // 256'): evaluate(oracle, x, 2)
     evaluate(oracle, x.long() * 17 // 256, 2)
+
+# pixels
+
+def with_schedule_per_pixel():
+    "MuLAN with a schedule that differs between pixels and latents."
+    torch.manual_seed(0)
+    model = mulan((1, 8, 8), 17, channels=8, blocks=1, m=6, k=2, encoder_channels=4, hidden=8).eval()
+    for p in model.parameters(): p.data += 0.1 * torch.randn_like(p)
+    return model.double()
+
+@pytest.mark.parametrize('T', [None, 5])
+def test_bits_of_pixels_add_up_to_the_bound_under_a_schedule_per_pixel(T):
+    model = with_schedule_per_pixel()
+    x = digits.test.x[:5]
+    maps = bits_per_pixel(model, x, draws=4, batch_size=3, T=T)
+    bound = evaluate(model, x, 4, batch_size=3, T=T)
+    assert_close(maps.bpd, bound.bpd, rtol=1e-6, atol=0)
+    assert_close(maps.latent / 64, bound.terms['latent'], rtol=1e-6, atol=0)
+    assert (maps.latent > 0).all() and maps.bits.shape == x.shape
+
+def test_a_pixel_that_nothing_is_known_of_costs_its_entropy():
+    tables = torch.full((1, 4, 8), 1 / 8).double()
+    tables[0, 0] = torch.tensor([0.93] + [0.01] * 7)
+    net = MixtureOracle(torch.ones(1).double(), tables, (1, 2, 2))
+    model = Diffusion(net, Linear(-12., 12.), Codec(8), (1, 2, 2), prediction=x_prediction).double()
+    torch.manual_seed(0)
+    maps = bits_per_pixel(model, net.sample(500), draws=32, batch_size=500)
+    entropy = -(tables * tables.log2()).sum(-1).reshape(1, 2, 2)
+    se = maps.bits.std(0) / 500**0.5
+    assert ((maps.bits.mean(0) - entropy).abs() < 5 * se + 0.01).all()
+
+def test_a_command_draws_maps(run, capsys):
+    words = 'evaluate', run, '--n', '3', '--draws', '2', '--maps', '2', '--labels'
+    assert main([str(w) for w in words]) == 0
+    assert f'picture: {run}/bits.png' in capsys.readouterr().out and (run / 'bits.png').exists()
+
+# labels that are found
+
+@pytest.fixture(scope='module')
+def halves():
+    "Three labels, each a mixture of its own, and the best denoiser of every one."
+    class Known(torch.nn.Module):
+        classes = 3
+        def __init__(self):
+            super().__init__()
+            parts = (fit_mixture(x, 17, components=2, rounds=3) for x in digits.train.x.chunk(3))
+            self.parts = torch.nn.ModuleList(parts)
+        def forward(self, z_t, gamma, w=None, y=None):
+            answers = torch.stack([part(z_t, gamma) for part in self.parts])
+            return answers[y, torch.arange(len(y))]
+    return Diffusion(Known(), Linear(-10., 9.), Codec(17), (1, 8, 8), prediction=x_prediction).double()
+
+def test_differences_of_labels_are_true_on_average(halves):
+    x = digits.test.x[:40]
+    true = -torch.stack([part.log_prob(x) for part in halves.net.parts], 1)
+    found = classify(halves, x, calls=240, margin=1e9, batch_size=40)
+    error = (found.nats - found.nats[:, :1]) - (true - true[:, :1])
+    assert (error.mean(0).abs() <= 5 * error.std(0) / 40**0.5).all()
+    assert (found.draws == 80).all()
+
+def test_no_image_takes_more_calls_than_it_may(halves):
+    found = classify(halves, digits.test.x[:20], calls=60, each=4)
+    assert (found.calls <= 60).all() and (found.draws >= 8).all()
+    least = found.nats.sort(1).values
+    assert (least[:, 0] == 0).all() and (least[:, 1] > 0).all()
+
+def test_a_label_costs_the_same_alone_as_among_others(halves):
+    "Paired draws are those of the image: which other labels are asked does not matter."
+    x = digits.test.x[:8]
+    drawn = lambda: _numbers(halves, 8, 3, 1, torch.Generator().manual_seed(0))
+    ask = lambda image, y: _paired_costs(halves, x[image], y, image, None, *drawn(), True)
+    image = torch.arange(8).repeat_interleave(3)
+    all_three = ask(image, torch.arange(3).repeat(8)).reshape(3, 8, 3)
+    assert_close(ask(torch.arange(8), torch.full((8,), 2)), all_three[:, :, 2])
+
+def test_a_ratio_of_versions_is_the_truth(oracle):
+    x = digits.test.x[0]
+    versions = torch.stack([x, x.roll(1, -1), x.flip(-2)])
+    more, se = likelihood_ratio(oracle, versions, draws=1024)
+    true = oracle.net.log_prob(versions)
+    true = (true[0] - true) / math.log(2)
+    assert ((more - true).abs() <= 5 * se + 1).all() and more[0] == 0
