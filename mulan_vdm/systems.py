@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['systems', 'styles', 'networks', 'presets', 'clean_end', 'system', 'system_of', 'noise_schedule', 'denoiser', 'vdm',
-           'make_latent', 'mulan', 'vdmpp', 'repvdm', 'preset_for', 'preset', 'translated', 'build', 'shipped']
+           'make_latent', 'mulan', 'vdmpp', 'repvdm', 'preset_for', 'preset', 'translated', 'build', 'check_arguments',
+           'shipped']
 
 # %% ../nbs/13_systems.ipynb #896cd842
 import inspect
@@ -16,8 +17,10 @@ import torch
 import torch.nn as nn
 from fastcore.basics import patch
 from fastcore.meta import delegates
+from contextlib import suppress
 from functools import wraps
 from importlib.resources import files
+from numbers import Real
 from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load as unpacked, save as packed
@@ -58,6 +61,19 @@ def _settled_by_data(arguments: dict[str, Any] # of a system
                    learn_ends=family is None or family.learns_ends)
     return {k: follows[k] if v is None and k in follows else v for k, v in arguments.items()}
 
+# %% ../nbs/13_systems.ipynb #5f5b66ae
+_widest = dict(gamma_min=80, gamma_max=80, fourier=32) # the largest absolute values
+
+def _check_widest(arguments: dict[str, Any] # of a system
+                 ) -> None:
+    "Raises ValueError for noise levels and exponents with which single precision overflows."
+    for name, most in _widest.items():
+        given = arguments.get(name)
+        for value in given if isinstance(given, (tuple, list)) else (given,):
+            if isinstance(value, Real) and not abs(value) <= most:
+                raise ValueError(f"{name}={value}: single precision overflows there, give numbers "
+                                 f"from {-most} to {most}")
+
 # %% ../nbs/13_systems.ipynb #76f9a860
 systems: dict[str, Callable[..., Diffusion]] = {}
 
@@ -69,6 +85,7 @@ def system(function: Callable[..., Diffusion]) -> Callable[..., Diffusion]:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         arguments = _settled_by_data(bound.arguments)
+        _check_widest(arguments)
         model = function(**arguments)
         model.config = dict(system=function.__name__, model=arguments)
         return model
@@ -464,6 +481,19 @@ def build(config: dict # with `system`, `model` and `fit`
     system = system_of(config)
     _check_room(system, arguments)
     with seeded(config.get('fit', {}).get('seed', 0)): return system(**arguments)
+
+# %% ../nbs/13_systems.ipynb #9ab0144c
+_any_images = dict(event_shape=(3, 4096, 4096), vocab=2**16)
+
+def check_arguments(config: dict # with `system` and `model`
+                   ) -> None:
+    """Raises ValueError for an unknown system, and for arguments of one of this module that suit no
+    images: before there are any."""
+    config = translated(config)
+    system = system_of(config)
+    if system.__module__ != __name__: return
+    arguments = {**config['model'], **_any_images}
+    with suppress(RuntimeError, OverflowError): _measured(system, {**arguments, 'blocks': 1}) # of its size
 
 # %% ../nbs/13_systems.ipynb #d05def94
 _card = """---
