@@ -445,11 +445,12 @@ def _picture(argument: str, # that names the file, for messages
     try:
         with Image.open(file) as opened:
             picture = np.array(opened.convert('L' if size[0] == 1 else 'RGB'))
-    except OSError as e: raise ValueError(f"{argument}='{file}' cannot be read as a picture ({e})") from None
+    except OSError as e:
+        raise ValueError(f"{argument}='{file}' cannot be read as a picture ({e})") from None
     found = torch.from_numpy(picture).reshape(*picture.shape[:2], -1).permute(2, 0, 1)
     if found.shape != size:
-        raise ValueError(f"{argument}='{file}' has {found.shape[1]}x{found.shape[2]} pixels, the run's images "
-                         f"{size[1]}x{size[2]}: cut or resize it")
+        its, own = (f'{h}x{w}' for _, h, w in (found.shape, size))
+        raise ValueError(f"{argument}='{file}' has {its} pixels, the run's images {own}: cut or resize it")
     return found
 
 def _to_fill(model: Diffusion, given: str | None, mask: str | None

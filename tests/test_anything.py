@@ -212,14 +212,16 @@ def pair_of(correlation):
 
 @pytest.mark.parametrize('step', ['ddpm', 'ddim', 'heun'])
 def test_guidance_draws_from_the_conditional_law(step):
-    given, hole = torch.tensor([[1., 0.]]).double(), torch.tensor([False, True])
+    given = torch.tensor([[1., 0.]]).double()
+    hole = torch.tensor([False, True])
     generator = torch.Generator().manual_seed(0)
     v = inpaint(pair_of(0.8), given, hole, 2000, 60, 'guide', step=step, generator=generator)[:, 1]
     assert abs(v.mean() - 0.8) < 5 * 0.6 / 2000**0.5 + 0.02
     assert abs(v.var() / 0.36 - 1) < 5 * (2 / 2000)**0.5 + 0.15 # sixty steps are a few
 
 def test_repeats_bring_in_what_is_known():
-    given, hole = torch.tensor([[1., 0.]]).double(), torch.tensor([False, True])
+    given = torch.tensor([[1., 0.]]).double()
+    hole = torch.tensor([False, True])
     mean = lambda repeats: inpaint(pair_of(0.8), given, hole, 2000, 40, repeats=repeats,
                                    generator=torch.Generator().manual_seed(0))[:, 1].mean()
     assert mean(1) < mean(4) < mean(12) < 0.8 + 5 * 0.6 / 2000**0.5
