@@ -97,7 +97,8 @@ def test_a_term_without_gradient(term, tmp_path):
     assert not Run(tmp_path / 'a').checkpoint().exists()
 
 @pytest.mark.parametrize('flags, said', [
-    (['--gamma_min=-100'], 'step 1: '), (['--gamma_min', '-89'], 'step 1: reconstruction'),
+    (['--gamma_min=-100'], 'gamma_min -100.0: single precision overflows'),
+    (['--gamma_min', '-89'], 'gamma_min -89.0: single precision overflows'),
     (['--beta', 'inf'], '--beta inf: pass a number, finite'),
     (['--lr', 'inf'], '--lr inf: pass a number, finite'),
     (['--lr', 'nan'], '--lr nan: pass a number, finite'), (['--clip', 'nan'], '--clip nan'),
