@@ -56,10 +56,10 @@ TRAIN = {
         ('--k 51', '--k 51: a subset of --m 16'), ('--bound -1', '--bound -1.0: pass a positive bound'),
         ('--schedule sigmoid', "unknown --schedule 'sigmoid'")],
     'vdmpp-digits': [
-        ('--weighting snr', "unknown --weighting 'snr'"), ('--network dit', "unknown --network 'dit'"),
+        ('--weighting snr', "unknown --weighting 'snr'"), ('--network vit', "unknown --network 'vit'"),
         ('--gamma_max 99', '--gamma_max 99.0: single precision')],
     'repvdm-digits': [
-        ('--network adm', "unknown --network 'adm': choose one of unet, decoder"),
+        ('--network adm', "unknown --network 'adm': choose one of unet, dit"),
         ('--weighting snr', "unknown --weighting 'snr'")]}
 
 CASES = [(preset, *case) for preset, cases in TRAIN.items() for case in cases]
@@ -77,6 +77,9 @@ def test_what_any_images_forbid_is_all_that_is_forbidden():
     for name in schedules:
         model = dict(schedule=name, learn_ends=None, gamma_min=-8., gamma_max=8.)
         systems.check_arguments(dict(system='mulan', model=model))
+    for network in systems.networks:
+        for patch in (1, 3, 5, 14):
+            systems.check_arguments(dict(system='vdmpp', model=dict(network=network, patch=patch)))
 
 OTHERS = [
     ('evaluate', '--split valid', "unknown --split 'valid': choose one of test, train"),
