@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 DEMO := runs/demo
 DEMO_STEPS ?= 350
 
-.PHONY: help demo test nightly test-portable notebooks-alone nbs bench gpu house sync export readme docs docs-test clean
+.PHONY: help demo test nightly test-portable notebooks-alone nbs bench gpu claim-gpu house sync export readme docs docs-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ bench: $(BENCH) ## measure speed and memory on one thread, print the tables and 
 
 gpu: $(INSTALLED) ## measure on an accelerator: parity, speed, memory, a training (8 minutes, reports in nbs/reports/gpu); scaled down without one
 	$(BIN)/python .ci/gpu.py
+
+claim-gpu: $(INSTALLED) ## train one schedule and one per pixel, with even times and times that follow the loss, on Fashion-MNIST (IMAGES=its folder, SEEDS, BUDGET in seconds); scaled down without an accelerator
+	$(BIN)/python .ci/gpu.py --parts claim --images "$(IMAGES)" --seeds $(or $(SEEDS),3) --budget $(or $(BUDGET),14400)
 
 house: $(INSTALLED) ## measure how modules and notebooks read, beside the goals
 	$(BIN)/python .ci/house.py

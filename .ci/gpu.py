@@ -20,7 +20,7 @@ from mulan_vdm.likelihood import ode_evaluate
 from mulan_vdm.processes import Rows, mixed_seed
 from mulan_vdm.sampling import sample
 from mulan_vdm.systems import preset
-from mulan_vdm.training import fit
+from mulan_vdm.training import _compiled, fit
 
 accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
 device = accelerator or torch.device('cpu')
@@ -196,10 +196,10 @@ def throughput(seconds):
             model.to(device, memory_format=torch.channels_last if last else torch.contiguous_format).train()
             x, y, w = (None if v is None else v.to(device) for v in (x, y, w))
             if compiled == 'network': model.net.compile()
-            if compiled == 'objective': model.compile()
+            graph = _compiled(model) if compiled == 'objective' else contextlib.nullcontext()
             row = dict(preset=name, variant=variant, n=n, flops=flops)
             try:
-                with tf32(fast):
+                with tf32(fast), graph:
                     for what, step in zip(('objective', 'bare'), steps_of(model, x, y, w, precision)):
                         row[what] = rate(step, n, 8 if big else 1)
                 at_most = next((v for k, v in peak.items() if k in card()), None)
@@ -216,14 +216,17 @@ def throughput(seconds):
 
 # Training
 
-recipes = dict(
+recipes = dict( # times that follow the loss
     vdm=('vdm-fashion', dict(schedule='adaptive')),
     mulan=('mulan-fashion', dict(clock=True)))
+cells = dict(recipes, **{ # even times
+    'vdm-even': ('vdm-fashion', dict(schedule='linear')),
+    'mulan-even': ('mulan-fashion', dict(clock=False))})
 
 def train_one(which, seed, steps, images, out):
     "One training from start to end; bits/dim per test image."
     data = load('fashion_mnist', path=images) if images else load('digits')
-    name, changes = recipes[which]
+    name, changes = cells[which]
     size = dict(channels=64, blocks=8) if accelerator else dict(channels=8, blocks=1)
     torch.manual_seed(mixed_seed(seed))
     model = preset(name, data, **changes, **size)
@@ -243,26 +246,35 @@ def training(seconds, images, seeds):
     "As many seeds of both systems as asked, side by side; steps as many as fit the time."
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
-        together(folder, seeds, 50 if accelerator else 2, images)
+        together(recipes, folder, seeds, 50 if accelerator else 2, images)
         first = time.monotonic() - started
         started = time.monotonic()
-        together(folder, seeds, 250 if accelerator else 6, images)
+        together(recipes, folder, seeds, 250 if accelerator else 6, images)
         second = time.monotonic() - started
         each = max(second - first, 1e-3) / (200 if accelerator else 4)
         steps = max(10, int((seconds - first - second - first) * 0.85 / each)) if accelerator else 8
-        return dict(rows=together(folder, seeds, steps, images), steps=steps)
+        return dict(rows=together(recipes, folder, seeds, steps, images), steps=steps)
 
-def together(folder, seeds, steps, images):
-    "Reports of all systems and seeds, each in a process of its own."
+def claim(seconds, images, seeds):
+    "One schedule or one per pixel, times even or following the loss: all seeds of the four side by side."
+    steps = 20_000 if accelerator else 8
+    with tempfile.TemporaryDirectory() as folder:
+        return dict(rows=together(cells, folder, seeds, steps, images, end=time.monotonic() + seconds),
+                    steps=steps)
+
+def together(some, folder, seeds, steps, images, end=None):
+    "Reports of some recipes and all seeds, each in a process of its own; those that end in time."
     jobs = []
-    for which in recipes:
+    for which in some:
         for seed in range(seeds):
             out = Path(folder)/f'{which}-{seed}.json'
             out.unlink(missing_ok=True)
             command = [sys.executable, __file__, '--one', which, '--seed', seed, '--steps', steps]
             command += ['--out', out, '--images', images]
             jobs.append((out, subprocess.Popen(list(map(str, command)))))
-    for _, process in jobs: process.wait()
+    for _, process in jobs:
+        try: process.wait(None if end is None else max(0, end - time.monotonic()))
+        except subprocess.TimeoutExpired: process.kill()
     return [json.loads(out.read_text()) for out, _ in jobs if out.exists()]
 
 def card():
@@ -279,10 +291,10 @@ def store(folder, name, found):
 def main(
     out:str='', # folder of the reports; nbs/reports/gpu if there is an accelerator
     budget:float=450., # seconds in all
-    parts:str='parity throughput training', # which, in order
+    parts:str='parity throughput training', # which of these and claim, in order
     images:str='', # folder with the four files of Fashion-MNIST; the digits without
     seeds:int=3, # of each system in the training
-    one:str='', # (a training alone: vdm or mulan)
+    one:str='', # (a training alone: an entry of `cells`)
     seed:int=0, # (of it)
     steps:int=0, # (of it)
 ):
@@ -291,14 +303,15 @@ def main(
     began = time.monotonic()
     folder = Path(out) if out else root/'nbs/reports/gpu' if accelerator else Path(tempfile.mkdtemp())
     left = lambda: budget - (time.monotonic() - began)
-    shares = dict(parity=1., throughput=0.55, training=0.95)
+    shares = dict(parity=1., throughput=0.55, training=0.95, claim=0.95)
     for name in parts.split():
         if left() < (60 if accelerator else 1):
             print(f'{name}: no time left')
             continue
         start = time.monotonic()
-        given = [images, seeds if accelerator else 1] if name == 'training' else []
-        found = globals()[name](left() * shares[name], *given)
+        given = [images, seeds if accelerator else 1] if name in ('training', 'claim') else []
+        try: found = globals()[name](left() * shares[name], *given)
+        except Exception as error: found = dict(error=' '.join(str(error).split())[:300])
         store(folder, name, dict(found, took=round(time.monotonic() - start, 1)))
         print(f'{name}: {time.monotonic() - start:.0f} s, {left():.0f} s left', flush=True)
     print(f'reports in {folder}')
