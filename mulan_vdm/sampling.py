@@ -410,7 +410,8 @@ def _solved(apply: Callable[[Tensor], Tensor], # a symmetric positive matrix for
     rr = dot(r, r)
     for _ in range(rounds):
         Ap = apply(p)
-        step = rr / dot(p, Ap).clamp(min=1e-30)
+        curvature = dot(p, Ap)
+        step = torch.where(curvature > 0, rr / curvature.clamp(min=1e-30), 0.) # a network's may be negative
         v = v + step * p
         r = r - step * Ap
         rest = dot(r, r)
