@@ -22,6 +22,7 @@ import warnings
 import zipfile
 from fastcore.basics import AttrDict
 from fastcore.meta import delegates
+from functools import partial
 from pathlib import Path
 from PIL import Image
 from torch import Tensor
@@ -32,7 +33,7 @@ from .processes import device, first_process, processes, Rows, seeded
 from .latents import Gaussian
 from .diffusion import Diffusion, fixed_variance, large_variance
 from .flow import check_solver
-from .sampling import grids, sample, samplers
+from .sampling import grids, inpaint, sample, samplers
 from .data import available, Data, load, sources, Split
 from .systems import build, presets
 from .runs import load_run, Run
@@ -465,6 +466,35 @@ def _title(config: dict, trained: int, steps: int, step: str, label: int | None,
     if label is not None: title += f', label {label}'
     return title + (f', guidance {guidance:g}' if guidance != 1 else '')
 
+# %% ../nbs/23_reports.ipynb #87b7f161
+def _picture(argument: str, # that names the file, for messages
+             file: str | Path,
+             size: tuple[int, ...] # of an image: channels, height and width
+            ) -> Tensor: # uint8, like an image of that size
+    "Raises ValueError for events that are no images, and a file that holds none of that size."
+    if len(size) != 3 or size[0] not in (1, 3):
+        raise ValueError(f"{argument}='{file}': the run's events are {size}, no images: leave it out")
+    try:
+        with Image.open(file) as opened:
+            picture = np.array(opened.convert('L' if size[0] == 1 else 'RGB'))
+    except OSError as e:
+        raise ValueError(f"{argument}='{file}' cannot be read as a picture ({e})") from None
+    found = torch.from_numpy(picture).reshape(*picture.shape[:2], -1).permute(2, 0, 1)
+    if found.shape != size:
+        its, own = (f'{h}x{w}' for _, h, w in (found.shape, size))
+        raise ValueError(f"{argument}='{file}' has {its} pixels, the run's images {own}: cut or resize it")
+    return found
+
+def _to_fill(model: Diffusion, given: str | None, mask: str | None
+            ) -> tuple[Tensor, Tensor] | None: # image (1, *event), and where to draw (*event)
+    "A picture in the levels of the model, and a mask that is white where pixels are to be drawn."
+    if (given is None) != (mask is None):
+        raise ValueError("given and mask go together: name a picture, and one that is white where to draw")
+    if given is None: return None
+    channels, *sides = model.event_shape
+    levels = _picture('given', given, model.event_shape).long() * model.codec.vocab // 256
+    return levels[None], (_picture('mask', mask, (1, *sides)) >= 128).expand(channels, *sides)
+
 # %% ../nbs/23_reports.ipynb #a6233255
 def sample_run(run: str | Path, # run folder
                n: int = 64, # number of samples
@@ -482,6 +512,10 @@ def sample_run(run: str | Path, # run folder
                # file of `mulan-vdm encode`: decode the means of its first n images instead of
                # drawing w
                latents: str | None = None,
+               given: str | None = None, # picture whose other pixels are to be drawn
+               mask: str | None = None, # with given: picture, white where pixels are to be drawn
+               fill: str = 'repeat', # with given: repeat the steps, or guide them by the network's slope
+               repeats: int | None = None, # of a step, 8 by default; of guide's solver, 2 by default
                seed: int = 0, # of all noise
                batch_size: int = 64, # samples per call of the network; does not change them
                progress: bool = False # show a progress bar?
@@ -495,16 +529,19 @@ def sample_run(run: str | Path, # run folder
     run, model, config, trained = _opened(run)
     w = None if latents is None else _read_latents(latents, model.latent.size)[:n]
     n = n if w is None else len(w)
+    if given and score: raise ValueError("score=True is of samples of the whole image: leave it or given out")
+    filled = _to_fill(model, given, mask)
     y = _labels(model, n, label)
     if y is None and guidance != 1:
         raise ValueError(f"guidance={guidance}: the run was trained without classes; leave it out")
     if score: check_scores(run.data(), n)
     start = time.time()
-    given = {name: v if v is None else v.to(device()) for name, v in dict(w=w, y=y).items()}
+    told = {name: v if v is None else v.to(device()) for name, v in dict(w=w, y=y).items()}
     how = dict(steps=steps, step=step, grid=grid, guidance=guidance, clip=clip, clean=clean)
     generator = torch.Generator(device()).manual_seed(seed)
-    x = sample(model.to(device()), n, generator=generator, batch_size=batch_size, progress=progress,
-               **given, **how).cpu()
+    draw = partial(inpaint, model, *filled, fill=fill, repeats=repeats) if filled else partial(sample, model)
+    model.to(device())
+    x = draw(n=n, generator=generator, batch_size=batch_size, progress=progress, **told, **how).cpu()
     seconds = time.time() - start
     found = Result('', x=x, y=y)
     if not first_process(): return found

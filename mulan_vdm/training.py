@@ -13,6 +13,7 @@ import math
 import os
 import signal
 import sys
+import sysconfig
 import threading
 import time
 import torch
@@ -107,7 +108,9 @@ def _gradient(accelerator,
               model: nn.Module,     # prepared by the accelerator
               parts: list[tuple],   # of `_parts_of`
               key: tuple[int, int], # seed, step
-              T: int | None, beta: float) -> Tensor: # loss and terms in bits/dim, (1 + terms,)
+              T: int | None, beta: float,
+              after_part: Callable[[], None] = lambda: None # called behind each
+             ) -> Tensor: # loss and terms in bits/dim, (1 + terms,)
     "Adds up the gradient of the parts' mean loss; returns their mean loss and terms."
     event_shape = getattr(model, 'module', model).event_shape
     values = []
@@ -117,6 +120,7 @@ def _gradient(accelerator,
                 terms = model(x, y=y, T=T, rows=rows, check=False)
             loss = bits_per_dim((terms.loss + (beta - 1) * terms.latent).mean(), event_shape)
             accelerator.backward(loss / len(parts))
+        after_part()
         means = [bits_per_dim(v.detach().mean(), event_shape) for v in terms]
         values.append(torch.stack([loss.detach(), *means]))
     return torch.stack(values).mean(0)
@@ -167,13 +171,17 @@ def _unwrapped_after(model: nn.Module) -> Iterator[None]:
 
 # %% ../nbs/15_training.ipynb #61e7a8f4
 @contextlib.contextmanager
-def _observed_once(model: Diffusion) -> Iterator[None]:
+def _observed_once(model: Diffusion) -> Iterator[Callable[[], None]]: # to be called behind each part
     "Schedule and clock learn from all parts at once, at the end."
     learners = [s for s in (model.schedule, model.clock) if s is not None]
-    seen = [[] for _ in learners]
-    for learner, pairs in zip(learners, seen):
+    new, seen = ([[] for _ in learners] for _ in range(2))
+    for learner, pairs in zip(learners, new):
         learner.observe = lambda gamma, loss, pairs=pairs: pairs.append((gamma, loss))
-    try: yield
+    def keep(): # a compiled part finds an empty list, as the part before did
+        for pairs, kept in zip(new, seen):
+            kept += pairs
+            pairs.clear()
+    try: yield keep
     finally:
         for learner in learners: del learner.observe
     for learner, pairs in zip(learners, seen):
@@ -243,8 +251,9 @@ def _train_step(accelerator,
                 skips: _Skips = _Skips(None)) -> _Step:
     "One step on the bound in bits/dim; raises FloatingPointError when something is not finite."
     bare = getattr(model, 'module', model)
-    with _observed_once(bare) if len(parts) > 1 else contextlib.nullcontext():
-        values = _gradient(accelerator, model, parts, key, T, beta)
+    several = len(parts) > 1
+    with _observed_once(bare) if several else contextlib.nullcontext(lambda: None) as after_part:
+        values = _gradient(accelerator, model, parts, key, T, beta, after_part)
     norm = _clip(accelerator, model, clip)
     told = [values.new_full((1,), float(question)) for question in asked]
     sums = torch.cat([values, norm.reshape(1).to(values), *told])
@@ -393,22 +402,89 @@ def _restore_moments(tensors: dict[str, Tensor], optimizer: torch.optim.Optimize
 
 # %% ../nbs/15_training.ipynb #91678cc4
 @contextlib.contextmanager
-def adapted(net: nn.Module,       # the denoiser
-            checkpointing: bool,  # compute the inside of its blocks again in the backward pass?
-            compile: bool         # compile it?
+def adapted(net: nn.Module,     # the denoiser
+            checkpointing: bool # compute the inside of its blocks again in the backward pass?
            ) -> Iterator[None]:
-    "The network runs with less memory or in less time; raises ValueError without blocks."
+    "The network runs with less memory; raises ValueError without blocks."
     twice = _blocks(net) if checkpointing else []
     if checkpointing and not twice:
         raise ValueError(f"checkpointing=True: {type(net).__name__} keeps no blocks in a "
                          "ModuleList; leave it out")
     for block in twice: block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-    # the random numbers of the network that is not compiled
-    if compile: net.compile(options={'fallback_random': True})
     try: yield
     finally:
         for block in twice: del block.forward
-        if compile: net._compiled_call_impl = None
+
+# %% ../nbs/15_training.ipynb #04db6379
+class _Noting:
+    "Rows that note what they are asked for."
+    def __init__(self, rows: Rows):
+        self.rows = rows
+        self.rank = rows.rank
+        self.world = rows.world
+        self.asked = [] # method, arguments
+
+    def _ask(self, name: str, *shape, **how) -> Tensor:
+        self.asked.append((name, shape, how))
+        return getattr(self.rows, name)(*shape, **how)
+
+    def randn(self, *shape, **how) -> Tensor: return self._ask('randn', *shape, **how)
+    def rand(self, *shape, **how) -> Tensor: return self._ask('rand', *shape, **how)
+    def common(self, *shape, **how) -> Tensor: return self._ask('common', *shape, **how)
+
+    @property
+    def generator(self):
+        raise TypeError("compile=True: a generator cannot be compiled: draw by rows.rand and "
+                        "rows.randn, or leave compile out")
+
+class _Drawn:
+    "Rows that hand out what was drawn before, in turn."
+    def __init__(self, numbers: list[Tensor], rank: Tensor, world: int):
+        self.numbers = iter(numbers)
+        self.rank = rank
+        self.world = world
+
+    def randn(self, *shape, **how) -> Tensor: return next(self.numbers)
+    rand = common = randn
+
+# %% ../nbs/15_training.ipynb #c5f9cfa8
+@contextlib.contextmanager
+def _compiled(model: Diffusion,
+              **how # of torch.compile
+             ) -> Iterator[None]:
+    "The objective is one graph, from its second call on, with the random numbers of the first kind."
+    eager = model.forward
+    asked = {} # by shape of the images
+    @partial(torch.compile, **how or dict(options=dict(fallback_random=True)))
+    def graph(numbers, rank, world, x, **given):
+        return eager(x, rows=_Drawn(numbers, rank, world), **given)
+    def forward(x, rows=Rows(), **given):
+        if x.shape not in asked:
+            noting = _Noting(rows)
+            terms = eager(x, rows=noting, **given)
+            asked[x.shape] = noting.asked
+            return terms
+        numbers = [getattr(rows, name)(*shape, **how) for name, shape, how in asked[x.shape]]
+        rank = torch.full((), rows.rank, device=x.device)
+        return graph(numbers, rank, rows.world, x, **given)
+    model.forward = forward
+    try: yield
+    finally: vars(model).pop('forward', None)
+
+# %% ../nbs/15_training.ipynb #03dc7001
+def _check_compiler(device: torch.device) -> None:
+    "Raises ValueError where something is missing to compile with."
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch.utils._triton import has_triton
+    missing = []
+    try: get_cpp_compiler()
+    except RuntimeError: missing.append('a C++ compiler (g++ or clang; CXX names another)')
+    if not Path(sysconfig.get_path('include'), 'Python.h').exists():
+        missing.append(f'the headers of Python (python{sysconfig.get_python_version()}-dev)')
+    if device.type != 'cpu' and not has_triton(): missing.append('triton')
+    if missing:
+        raise ValueError(f"compile=True needs {' and '.join(missing)}: install it, "
+                         "or leave compile out")
 
 # %% ../nbs/15_training.ipynb #0b37ef55
 def _check_kind(name: str, value: Any,
@@ -465,6 +541,12 @@ def _check_shard(shard: bool, compile: bool, precision: str) -> None:
     if shard and precision == 'fp16':
         raise ValueError("shard=True with precision='fp16': "
                          "gradients of sharded weights are not scaled; use bf16")
+
+def _check_graph(model: Diffusion, compile: bool) -> None:
+    "Raises ValueError for what cannot be compiled."
+    if compile and model.variance:
+        raise ValueError("compile=True with variance=True: gradients of the schedule are changed "
+                         "on their way back, which a compiled objective cannot do; leave one out")
 
 def _check_shares(model: Diffusion, batch_size: int, accumulate: int, world: int) -> None:
     "Raises ValueError for unequal parts, and parts of what needs the whole batch at once."
@@ -556,11 +638,12 @@ class _Session:
                  precision: str = 'no',      # accelerate's mixed precision: no, bf16, fp16
                  accumulate: int = 1,        # parts of the batch that a process works off in turn
                  checkpointing: bool = False, # compute the network's blocks twice to save memory?
-                 compile: bool = False,      # compile the network?
+                 compile: bool = False,      # compile the objective?
                  shard: bool = False):       # spread the network's weights over the processes?
         store_attr()
         _check_shard(shard, compile, precision)
         self.accelerator = _accelerator_for(precision, track, out)
+        if compile: _check_compiler(self.accelerator.device)
         self.skips = _Skips(self.accelerator.scaler)
         self.main = self.accelerator.is_main_process
         self.shard = shard and self.accelerator.num_processes > 1
@@ -803,6 +886,11 @@ def interruptible() -> Iterator[Callable[[], bool]]: # has a signal come?
 
 # %% ../nbs/15_training.ipynb #317a0fc0
 @patch
+def compiled(self: _Session, model: Diffusion) -> contextlib.AbstractContextManager:
+    "Meanwhile the objective is compiled, if that is asked for."
+    return _compiled(model) if self.compile else contextlib.nullcontext()
+
+@patch
 def prepare(self: _Session, model: Diffusion, average: _Average,
             tensors: dict[str, Tensor], # of a checkpoint to continue from, or none
             **options) -> tuple[nn.Module, torch.optim.Optimizer]: # of AdamW
@@ -868,10 +956,11 @@ def fit(model: Diffusion,           # trained in place
     average = _Average(model, ema)
     session = _Session(**kwargs)
     accelerator = session.accelerator
+    _check_graph(model, session.compile)
     _check_shares(model, batch_size, session.accumulate, accelerator.num_processes)
     config = _described(model, data, given)
     with (session.opened(config, data), _unwrapped_after(model),
-          adapted(model.net, session.checkpointing, session.compile)):
+          adapted(model.net, session.checkpointing), session.compiled(model)):
         tensors, done, seconds = session.continued(_state_like(model, average))
         start = time.monotonic() - seconds
         wrapped, optimizer = session.prepare(model, average, tensors, lr=lr, betas=(0.9, 0.99),
