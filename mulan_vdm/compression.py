@@ -35,6 +35,7 @@ def _stream():
 
 # %% ../nbs/20_compression.ipynb #68af097d
 _margin = 2**-24 # of a grid cell: no number is rounded that lies nearer to an edge
+_aside = 0.0123   # added to every number: fractions, which lattices make, would fall on the edges
 
 class _Settled:
     "Rounds numbers to a grid of ones, which the writer moves away from their edges, with a note."
@@ -49,6 +50,7 @@ class _Settled:
         if not np.isfinite(values).all():
             raise ValueError("the model answers with numbers that are not finite: nothing can be "
                              "coded with it")
+        values = values + _aside
         if self.writing: self.note(key, self._quarters(values))
         moved = self.notes.get((self.group, key), 0) / 4
         return np.rint(values - moved) + moved

@@ -252,11 +252,17 @@ def _chunked(model: Diffusion, w: Tensor | None, y: Tensor | None, chunks: tuple
     return denoise
 
 # %% ../nbs/10_sampling.ipynb #e2926fd5
+def _check_tensor(name: str, v: object) -> None:
+    "Raises TypeError for what is neither a tensor nor None."
+    if v is None or isinstance(v, Tensor): return
+    raise TypeError(f"{name} is a {type(v).__name__}: pass a tensor, as torch.tensor({name}) makes it")
+
 def check_labels(model: Diffusion,
                  y: Tensor | None, # one label per example; below 0 for none
                  n: int            # examples
                 ) -> None:
-    "Raises ValueError unless labels (n,), if there are any, are among those of the network."
+    "Raises ValueError, or TypeError, unless labels (n,), if any, are among those of the network."
+    _check_tensor('y', y)
     if y is None: return
     if y.shape != (n,) or y.is_floating_point():
         raise ValueError(f"y has shape {tuple(y.shape)} and dtype {y.dtype}: "
@@ -273,6 +279,7 @@ def _check_request(model: Diffusion, n: int, steps: int, batch_size: int | None,
     "Raises ValueError for numbers and shapes that do not fit, and names the remedy."
     size = model.latent.size
     noise = (n, *model.event_shape)
+    for name, v in dict(w=w, z_1=z_1).items(): _check_tensor(name, v)
     if min(n, steps, 1 if batch_size is None else batch_size) < 1:
         raise ValueError(f"n={n}, steps={steps}, batch_size={batch_size}: each must be at least 1")
     if w is not None and w.shape != (n, size):

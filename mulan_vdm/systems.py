@@ -483,8 +483,6 @@ def build(config: dict # with `system`, `model` and `fit`
     with seeded(config.get('fit', {}).get('seed', 0)): return system(**arguments)
 
 # %% ../nbs/13_systems.ipynb #9ab0144c
-_any_images = dict(event_shape=(3, 4096, 4096), vocab=2**16)
-
 def check_arguments(config: dict # with `system` and `model`
                    ) -> None:
     """Raises ValueError for an unknown system, and for arguments of one of this module that suit no
@@ -492,8 +490,10 @@ def check_arguments(config: dict # with `system` and `model`
     config = translated(config)
     system = system_of(config)
     if system.__module__ != __name__: return
-    arguments = {**config['model'], **_any_images}
-    with suppress(RuntimeError, OverflowError): _measured(system, {**arguments, 'blocks': 1}) # of its size
+    side = 4096 * config['model'].get('patch', 1) # can be halved, and cut into patches
+    any_images = dict(event_shape=(3, side, side), vocab=2**16, blocks=1)
+    with suppress(RuntimeError, OverflowError): # of its size
+        _measured(system, {**config['model'], **any_images})
 
 # %% ../nbs/13_systems.ipynb #d05def94
 _card = """---

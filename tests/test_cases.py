@@ -56,10 +56,10 @@ TRAIN = {
         ('--k 51', '--k 51: a subset of --m 16'), ('--bound -1', '--bound -1.0: pass a positive bound'),
         ('--schedule sigmoid', "unknown --schedule 'sigmoid'")],
     'vdmpp-digits': [
-        ('--weighting snr', "unknown --weighting 'snr'"), ('--network dit', "unknown --network 'dit'"),
+        ('--weighting snr', "unknown --weighting 'snr'"), ('--network vit', "unknown --network 'vit'"),
         ('--gamma_max 99', '--gamma_max 99.0: single precision')],
     'repvdm-digits': [
-        ('--network adm', "unknown --network 'adm': choose one of unet, decoder"),
+        ('--network adm', "unknown --network 'adm': choose one of unet, dit"),
         ('--weighting snr', "unknown --weighting 'snr'")]}
 
 CASES = [(preset, *case) for preset, cases in TRAIN.items() for case in cases]
@@ -77,6 +77,9 @@ def test_what_any_images_forbid_is_all_that_is_forbidden():
     for name in schedules:
         model = dict(schedule=name, learn_ends=None, gamma_min=-8., gamma_max=8.)
         systems.check_arguments(dict(system='mulan', model=model))
+    for network in systems.networks:
+        for patch in (1, 3, 5, 14):
+            systems.check_arguments(dict(system='vdmpp', model=dict(network=network, patch=patch)))
 
 OTHERS = [
     ('evaluate', '--split valid', "unknown --split 'valid': choose one of test, train"),
@@ -269,3 +272,24 @@ def test_a_pipe_and_a_device_are_not_read(tmp_path):
         refused(['decompress', place, '--run', EARLIER / 'vdm', '--out', tmp_path / 'out'], 'is no file')
         refused(['convert', place, '--out', tmp_path / 'out'], 'is not a file')
         refused(['sample', EARLIER / 'mulan', '--latents', place], 'is no file')
+
+def test_from_python():
+    "What the command line would not let through is named too, before the network is asked."
+    import numpy as np
+    from mulan_vdm import evaluate, ode_evaluate, sample
+    from mulan_vdm.evaluation import importance_evaluate
+    digits = load('digits')
+    model = systems.repvdm((1, 8, 8), 17, channels=8, blocks=1, d=4)
+    model.net.register_forward_pre_hook(worked)
+    x = digits.test.x[:4]
+    for size in (0, -3):
+        for call in (evaluate, importance_evaluate, ode_evaluate):
+            with pytest.raises(ValueError, match=f'batch_size={size}: pass at least 1'):
+                call(model, x, batch_size=size)
+        with pytest.raises(ValueError, match=f'batch_size={size}'): sample(model, 2, 2, batch_size=size)
+    for name, value in dict(y=[3, 1], w=np.zeros((2, 4)), z_1=[[0.]]).items():
+        with pytest.raises(TypeError, match=f'^{name} is a {type(value).__name__}: pass a tensor'):
+            sample(model, 2, 2, **{name: value})
+    told = systems.vdmpp((1, 8, 8), 17, channels=8, multipliers=(1,), attention=(), classes=10)
+    with pytest.raises(ValueError, match='y has labels 3..10, the network knows 0..9'):
+        sample(told, 2, 2, y=torch.tensor([3, 10]))
