@@ -47,9 +47,11 @@ def train_parser(system: str, # name of the system whose arguments are flags
 # %% ../nbs/25_cli.ipynb #a1b1d550
 def _base(argv: list[str]) -> dict: # words of `mulan-vdm train`
     "The configuration that the other words are laid over: that of the run to resume, or a preset."
+    from mulan_vdm.data import load
     from mulan_vdm.runs import Run
     from mulan_vdm.schedules import choose
-    from mulan_vdm.systems import preset_for, presets, translated
+    from mulan_vdm.systems import preset_for, presets, system_of, translated
+    from mulan_vdm.training import fit
     p = Parser(add_help=False)
     for name in ('preset', 'out', 'data'): p.add_argument(f'--{name}', **reading(name, str))
     p.add_argument('--resume', action='store_true')
@@ -59,6 +61,8 @@ def _base(argv: list[str]) -> dict: # words of `mulan-vdm train`
         for part in ('system', 'data', 'model', 'fit'):
             if part in run.config: continue
             raise ValueError(f"{run.file('config')} has no {part}: resume it in Python")
+        for part, function in dict(model=system_of(run.config), data=load, fit=fit).items():
+            run.arguments(part, function)
         return translated(run.config)
     name = getattr(known, 'preset', None) or preset_for(getattr(known, 'data', 'digits'))
     return dict(choose('preset', name, presets), preset=name)
@@ -76,7 +80,8 @@ def _check_changes(base: dict, # configuration
         raise ValueError("--previous goes with --resume: "
                          f"it continues {out} from the checkpoint before the last one")
     changed = [k for k, v in model.items() if base['model'].get(k) != v]
-    if {**base['data'], **data} != base['data']: changed.append('data')
+    # images may be moved: their fingerprint tells whether they are the same
+    if {**base['data'], **data, 'path': None} != {**base['data'], 'path': None}: changed.append('data')
     if preset not in (None, base.get('preset')): changed.append('preset')
     if how['resume'] and changed:
         raise ValueError(f"--{changed[0]} cannot change when resuming {out}: "
@@ -140,8 +145,10 @@ def train(argv: list[str] # words after `mulan-vdm train`
     from mulan_vdm.processes import first_process, launched
     from mulan_vdm.reports import draw_progress, noise_warning
     from mulan_vdm.runs import Run
-    from mulan_vdm.systems import build
-    from mulan_vdm.training import fit, interruptible
+    from mulan_vdm.systems import build, check_arguments
+    from mulan_vdm.training import check_settings, fit, interruptible
+    check_arguments(config)
+    check_settings(config['fit'])
     run = Run(out)
     if first_process(): run.check(how['resume'])
     data = load(**config['data'])
@@ -157,7 +164,8 @@ def train(argv: list[str] # words after `mulan-vdm train`
     now = None
     with interruptible() as stop:
         for now in fit(model, data, out=out, config=config, stop=stop, **how, **config['fit']):
-            if now.saved and first_process(): draw_progress(run, data, now.model)
+            seen = now.saved and not stop() # who ends it does not wait for pictures
+            if seen and first_process(): draw_progress(run, data, now.model)
     return _ending(run, data, now, steps)
 
 # %% ../nbs/25_cli.ipynb #fba7d455

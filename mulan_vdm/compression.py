@@ -35,6 +35,7 @@ def _stream():
 
 # %% ../nbs/20_compression.ipynb #68af097d
 _margin = 2**-24 # of a grid cell: no number is rounded that lies nearer to an edge
+_aside = 0.0123   # added to every number: fractions, which lattices make, would fall on the edges
 
 class _Settled:
     "Rounds numbers to a grid of ones, which the writer moves away from their edges, with a note."
@@ -49,6 +50,7 @@ class _Settled:
         if not np.isfinite(values).all():
             raise ValueError("the model answers with numbers that are not finite: nothing can be "
                              "coded with it")
+        values = values + _aside
         if self.writing: self.note(key, self._quarters(values))
         moved = self.notes.get((self.group, key), 0) / 4
         return np.rint(values - moved) + moved
@@ -90,8 +92,7 @@ class _Exhausted(Exception):
     "The stack holds too few bits to pop from."
 
 class _Rounded(NamedTuple):
-    "Gaussians on integers, in the order of the stack."
-    order: np.ndarray  # (n,), place of each on the stack
+    "Gaussians on integers."
     centre: np.ndarray # (n,), integers that symbols are counted from
     mean: np.ndarray   # (n,), the rest of the mean
     std: np.ndarray    # (n,)
@@ -110,14 +111,39 @@ class _Stack:
     def __init__(self, words: np.ndarray, # uint32
                  settled: _Settled):
         self.settled = settled
+        self.below = []                   # words under those that the coder holds
         coder = _stream().stack.AnsCoder
         self.ans = coder(words, seal=True) if settled.writing else coder(words)
         self.lowest = len(words)
 
-    def __len__(self) -> int: return self.ans.num_words()
+    def __len__(self) -> int: return sum(map(len, self.below)) + self.ans.num_words()
+
+    def _hold(self, n: int, coins: np.random.RandomState | None = None) -> None:
+        "The coder holds the last n words, or all; coins are added to their bits, except the highest's."
+        words = self.ans.get_compressed()
+        while len(words) < n and self.below: words = np.concatenate([self.below.pop(), words])
+        self.below.append(words[:-n])
+        words = words[-n:]
+        if coins: words[:-1] ^= coins.randint(0, 2**32, max(0, len(words) - 1), dtype=np.uint32)
+        self.ans = _stream().stack.AnsCoder(words)
+
+    def stir(self, slot: int, n: int) -> None:
+        "Makes fair what n symbols may be popped from; twice changes nothing."
+        self._hold(n + 2, np.random.RandomState((self.settled.group, slot))) # whose numbers never change
+
+    def words(self, unseal: bool = False) -> np.ndarray: # uint32
+        "All words, or those that a writer began with."
+        self._hold(len(self))
+        return self.ans.get_compressed(unseal)
+
+    def restore(self, words: np.ndarray) -> None:
+        "Goes back to what `words` gave."
+        self.below = []
+        self.ans = _stream().stack.AnsCoder(words)
 
     def draw(self, *distribution) -> np.ndarray: # int64
         "Pops symbols. Raises _Exhausted if a writer runs out of bits."
+        self._hold(len(distribution[-1]) + 2)
         symbols = self.ans.decode(*distribution).astype(np.int64)
         self.lowest = min(self.lowest, len(self))
         if self.settled.writing and len(self) < 4: raise _Exhausted
@@ -141,9 +167,8 @@ def _rounded(self: _Stack,
     mean = self.settled(4 * slot + 1, 64 * mean.clip(-2.**30, 2.**30)) / 64
     centre = np.rint(mean)
     reach = math.ceil(deviations * std.max()) + 1
-    order = np.random.RandomState(slot).permutation(mean.size) # whose numbers never change
-    ranked = [v.ravel()[order] for v in (centre, mean - centre, np.broadcast_to(std, mean.shape))]
-    return _Rounded(order, ranked[0].astype(np.int64), *ranked[1:], reach)
+    std = np.broadcast_to(std, mean.shape)
+    return _Rounded(centre.ravel().astype(np.int64), (mean - centre).ravel(), std.ravel(), reach)
 
 @patch
 def pop(self: _Stack, slot: int, mean: np.ndarray, std: np.ndarray,
@@ -151,16 +176,14 @@ def pop(self: _Stack, slot: int, mean: np.ndarray, std: np.ndarray,
     "Integers by Gaussians with mean and standard deviation in lattice units."
     r = self._rounded(slot, mean, std, deviations)
     doubled = self.settled.notes.get((self.settled.group, 4 * slot + 2), 0)
-    k = np.empty(mean.size, np.int64)
-    k[r.order] = self.draw(*r.family(doubled)) + r.centre
-    return k.reshape(mean.shape)
+    return (self.draw(*r.family(doubled)) + r.centre).reshape(mean.shape)
 
 @patch
 def push(self: _Stack, slot: int, k: np.ndarray, mean: np.ndarray, std: np.ndarray,
          deviations: int) -> None:
     "The inverse of `pop`; a writer notes a range that it had to double."
     r = self._rounded(slot, mean, std, deviations)
-    symbols = k.ravel()[r.order] - r.centre
+    symbols = k.ravel() - r.centre
     key = 4 * slot + 2
     if self.settled.writing:
         times = np.abs(symbols).max(initial=0) / r.reach
@@ -411,12 +434,14 @@ def _push_images(model: Diffusion, times: Tensor, stack: _Stack,
     "Pushes a group of images. Raises _Exhausted."
     x = model.codec.encode(images.to(model.reference.device), model.reference.dtype)
     latent = _latent_codes[type(model.latent)](model.latent, stack, 2 * len(times) + 2)
+    stack.stir(0, images.numel() + len(images) * model.latent.size)
     w = latent.pop(x, len(x))
     chain = _Chain(model, times, stack, w, len(x))
     k = chain.pop_up(0, x)
     z = chain.value(0, k)
     chain.push_pixels(_numbers(images).astype(np.int64), z)
     for i in range(1, len(times)):
+        stack.stir(i, images.numel())
         k_t = chain.pop_up(i, z)
         z = chain.value(i, k_t)
         chain.push_down(i - 1, k, z)
@@ -436,11 +461,13 @@ def _pop_images(model: Diffusion, times: Tensor, stack: _Stack,
     for i in reversed(range(1, len(times))):
         k = chain.pop_down(i - 1, chain.value(i, k_t))
         chain.push_up(i, k_t, chain.value(i - 1, k))
+        stack.stir(i, k.size)
         k_t = k
     images = torch.from_numpy(chain.pop_pixels(chain.value(0, k_t)))
     x = model.codec.encode(images.to(model.reference.device), model.reference.dtype)
     chain.push_up(0, k_t, x)
     latent.push(w, x)
+    stack.stir(0, images.numel() + n * model.latent.size)
     return images
 
 # %% ../nbs/20_compression.ipynb #e3cbed53
@@ -491,13 +518,13 @@ def _tried(model: Diffusion, times: Tensor, stack: _Stack,
            images: Tensor) -> int: # words that it took, 0 if there were too few
     "Pushes a group, or leaves the stack as it was."
     before = len(stack)
-    saved = stack.ans.clone()
+    saved = stack.words()
     stack.lowest = before
     try:
         _push_images(model, times, stack, images)
         return before - stack.lowest + 1
     except _Exhausted:
-        stack.ans = saved
+        stack.restore(saved)
         stack.settled.forget()
         return 0
 
@@ -575,7 +602,7 @@ def _taken(numbers: Iterator[int]) -> list[int]:
     return [next(numbers) for _ in range(next(numbers))]
 
 # %% ../nbs/20_compression.ipynb #f3ad543b
-_magic = b'MVZ1'
+_magic = b'MVZ2'
 
 class Contents(NamedTuple):
     "What stands in a compressed file."
@@ -711,7 +738,7 @@ def _begun(model: Diffusion, images: Sequence,
     return empty._replace(
         stored=stored, coder=coder, stored_bytes=len(file), groups=tuple(groups),
         notes=stack.settled.notes, sum=zlib.crc32(np.array(sums, '<u4').tobytes()),
-        checks=_packed_checks(sums, _check_bits(empty.event_shape)), words=stack.ans.get_compressed())
+        checks=_packed_checks(sums, _check_bits(empty.event_shape)), words=stack.words())
 
 # %% ../nbs/20_compression.ipynb #c0d799ab
 @torch.no_grad()
@@ -773,7 +800,7 @@ def _first_images(held: Contents, stack: _Stack) -> np.ndarray: # (stored, *even
     "The images of the other coder, at the bottom of the stack. Raises ValueError."
     shape = (held.stored, *held.event_shape)
     try:
-        words = stack.ans.get_compressed(unseal=True)
+        words = stack.words(unseal=True)
         file = words.astype('<u4').tobytes()[:held.stored_bytes]
         return _stored(held.coder, file, _dtype(held.vocab), shape)
     except Exception: # whatever a reader of pictures says of noise

@@ -30,7 +30,7 @@ def low_discrepancy_times(n: int, # how many
                          ) -> Tensor: # (n,) in [0, 1)
     "n evenly spaced times with one random offset, each uniform in [0, 1)."
     # 53 random bits, which is double precision, also where there is none
-    bits = torch.randint(2**53, (), generator=rows.generator, device=device)
+    bits = rows.common(2**53, device)
     u = bits.to(torch.get_default_dtype()) / 2**53
     row = rows.rank + rows.world * torch.arange(n, device=device)
     t = (u + row / (rows.world * n)) % 1

@@ -250,7 +250,8 @@ def _draws_for(x: Tensor, draws: int | None) -> int:
     return draws
 
 def _batches(x: Tensor, y: Tensor | None, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-    "Images and their labels, if they have any, a batch at a time."
+    "Images and their labels, if they have any, a batch at a time. Raises ValueError for no batch."
+    if batch_size < 1: raise ValueError(f"batch_size={batch_size}: pass at least 1")
     for i in range(0, len(x), batch_size):
         part = slice(i, i + batch_size)
         yield x[part], None if y is None else y[part]

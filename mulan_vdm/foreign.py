@@ -448,6 +448,8 @@ def convert(file: str | Path, # checkpoint of VDM's or MuLAN's code, such as ckp
     ValueError that lists what was found for an unknown layout."""
     run = Run(out)
     run.check()
+    if preset: choose('preset', preset, presets)
+    if prediction: choose('prediction', prediction, predictions)
     arrays = read_flax(file)
     step = int(arrays.get('step', 0))
     under = lambda name: {path.removeprefix(f'{name}/'): v.float() for path, v in arrays.items()

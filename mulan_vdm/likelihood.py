@@ -221,6 +221,7 @@ def ode_evaluate(model: Diffusion,      # usually the averaged one
     make no sense, FloatingPointError if the solver fails or a number is not finite."""
     dims = math.prod(model.event_shape)
     _check_options(len(x), dims, draws, trace, probes, dequantization, importance, exact_limit)
+    if batch_size < 1: raise ValueError(f"batch_size={batch_size}: pass at least 1")
     check_solver(tolerance, max_steps)
     check_double(model.reference.device)
     model.check(x)

@@ -6,7 +6,7 @@
 __all__ = ['Gallery', 'plot_images', 'plot_rows', 'plot_bits', 'plot_schedule', 'pixel_maps', 'plot_pixel_schedule',
            'plot_metrics', 'Stepped', 'plot_noising', 'plot_ends', 'explore_schedule', 'plot_weighting',
            'explore_weighting', 'plot_image_schedule', 'explore_pixel_schedule', 'reconstructions', 'crossings',
-           'traversals', 'neighbours', 'latent_figures', 'explore_latent']
+           'traversals', 'neighbours', 'check_pictured', 'latent_figures', 'explore_latent']
 
 # %% ../nbs/22_plots.ipynb #52da12a7
 import base64
@@ -644,6 +644,13 @@ def neighbours(data: Data,
     return rows
 
 # %% ../nbs/22_plots.ipynb #1a6e72b9
+def check_pictured(model: Diffusion) -> None:
+    "Raises ValueError for a latent that is not Gaussian, or not of images."
+    if isinstance(model.latent, Gaussian) and len(model.event_shape) == 3: return
+    raise ValueError(f"latent {type(model.latent).__name__} of events {model.event_shape}: "
+                     "these pictures need a Gaussian latent of images, "
+                     "such as the preset repvdm-digits")
+
 def latent_figures(model: Diffusion, # with a Gaussian latent
                    data: Data,       # images
                    n: int = 9,       # images across
@@ -651,10 +658,7 @@ def latent_figures(model: Diffusion, # with a Gaussian latent
                   ) -> dict[str, Figure]: # reconstruction, crossing, traversal, neighbours
     """The four pictures, of the first test images. Raises ValueError for another latent or
     data that are not images."""
-    if not isinstance(model.latent, Gaussian) or len(data.event_shape) != 3:
-        raise ValueError(f"latent {type(model.latent).__name__} of events {data.event_shape}: "
-                         "these pictures need a Gaussian latent of images, "
-                         "such as the preset repvdm-digits")
+    check_pictured(model)
     device = model.reference.device
     x = data.test.x[:max(n, 8)].to(device)
     train, test = (side.x for side in describe(data, lambda x: model.encode(x.to(device))[0]))

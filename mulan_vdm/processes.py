@@ -49,6 +49,10 @@ class Rows(NamedTuple):
         whole = torch.rand(n * self.world, *shape, generator=self.generator, **how)
         return whole[self.rank::self.world]
 
+    def common(self, below: int, device: torch.device | str = 'cpu') -> Tensor: # ()
+        "A whole number in [0, below), the same for all rows."
+        return torch.randint(below, (), generator=self.generator, device=device)
+
 # %% ../nbs/03_processes.ipynb #a7c9c724
 def processes() -> tuple[int, int]: # rank of this process, how many there are
     "(0, 1) unless several processes were started together."

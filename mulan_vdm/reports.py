@@ -22,6 +22,7 @@ import warnings
 import zipfile
 from fastcore.basics import AttrDict
 from fastcore.meta import delegates
+from functools import partial
 from pathlib import Path
 from PIL import Image
 from torch import Tensor
@@ -31,18 +32,19 @@ from .schedules import choose
 from .processes import device, first_process, processes, Rows, seeded
 from .latents import Gaussian
 from .diffusion import Diffusion, fixed_variance, large_variance
-from .sampling import sample
-from .data import available, Data, load, Split
+from .flow import check_solver
+from .sampling import grids, inpaint, sample, samplers
+from .data import available, Data, load, sources, Split
 from .systems import build, presets
 from .runs import load_run, Run
 from .evaluation import evaluate, Evaluation, importance_evaluate, mean_se
-from .likelihood import ode_evaluate
+from .likelihood import dequantizations, ode_evaluate, traces
 from .judging import check_scores, in_batches, sample_scores, train_judge
 from .probing import describe, latent_report, pixels, principal, probe
 from .compression import (compress, Contents, contents, decompressed,
                                    picture_sizes)
-from .plots import (latent_figures, plot_bits, plot_images, plot_metrics, plot_pixel_schedule,
-                             plot_rows, plot_schedule)
+from .plots import (check_pictured, latent_figures, plot_bits, plot_images, plot_metrics,
+                             plot_pixel_schedule, plot_rows, plot_schedule)
 
 # %% ../nbs/23_reports.ipynb #1dc0165b
 class Result(AttrDict):
@@ -201,12 +203,9 @@ def _with_steps(model: Diffusion, data: Data, T: int, variance: str, grid: str) 
 def _chosen_steps(model: Diffusion, data: Data,
                   report: dict, # told of what differs from even steps of fixed variance
                   T: int | None, variance: str, grid: str) -> int | Tensor | None: # steps, or times
-    "Steps as they are asked for. Raises ValueError for unknown names, or a choice without steps."
+    "Steps as they are asked for."
     chosen = dict(variance=variance, grid=grid)
     if chosen == dict(variance='fixed', grid='time'): return T
-    if T is None:
-        raise ValueError(f"variance={variance} and grid={grid} are of steps back: pass their number T, or "
-                         "leave both out")
     report.update(chosen)
     return _with_steps(model, data, T, variance, grid)
 
@@ -243,6 +242,7 @@ def _about(run: Run, data: Data) -> dict: # JSON-ready
                 seconds=run.seconds)
 
 # %% ../nbs/23_reports.ipynb #1d7e64d9
+_splits = dict(test='test', train='train')
 _goes_with = dict(vlb=('samples', 'T', 'even'), ode=('tolerance', 'trace', 'dequantization'))
 
 def _check_method(method: str,
@@ -256,6 +256,35 @@ def _check_method(method: str,
                 raise ValueError(f"{name}={given[name]} goes with method={other}, not {method}: "
                                  "leave one of them out")
 
+# %% ../nbs/23_reports.ipynb #13c4df47
+def _check_choices(split: str, variance: str, grid: str, T: int | None) -> None:
+    "Raises ValueError for unknown names, and for a choice of steps back without steps."
+    choose('split', split, _splits)
+    choose('variance', variance, _variances)
+    choose('grid', grid, _step_grids)
+    if T is None and (variance, grid) != ('fixed', 'time'):
+        raise ValueError(f"variance={variance} and grid={grid} are of steps back: pass their number T, or "
+                         "leave both out")
+
+def _check_flow(given: dict # tolerance, trace, dequantization; None by default
+               ) -> None:
+    "Raises ValueError for options of the flow that cannot be."
+    for name, known in dict(trace=traces, dequantization=dequantizations).items():
+        if given[name] is not None: choose(name, given[name], known)
+    if given['tolerance'] is not None: check_solver(given['tolerance'], 1)
+
+def _check_source(data: str | None, # name of another data set
+                  of: dict          # other arguments of `load`
+                 ) -> None:
+    "Raises ValueError for an unknown data set, and for arguments of none."
+    if data is not None: choose('data', data, sources)
+    for name, value in of.items() if data is None else ():
+        raise ValueError(f"{name}={value!r} without data=...: name the data set that it belongs to")
+
+def _check_latent(model: Diffusion) -> None:
+    "Raises ValueError for a model without a latent."
+    if not model.latent.size: model.latent.moments(model.reference) # says so
+
 # %% ../nbs/23_reports.ipynb #8ca4204f
 def _requantized(kinds: list[tuple[tuple, int | None]]) -> str: # of images and model: shape, levels
     "How to give images the model's levels where bits cannot, as part of a message."
@@ -268,10 +297,7 @@ def _images(run: Run, model: Diffusion,
             of: dict          # other arguments of `load`
            ) -> Data:
     "The images that are asked about. Raises ValueError for those that the model does not take."
-    if data is None:
-        for name, value in of.items():
-            raise ValueError(f"{name}={value!r} without data=...: name the data set that it belongs to")
-        return run.data()
+    if data is None: return run.data()
     images = load(data, **of)
     kinds = [(tuple(shape), vocab) for shape, vocab in ((images.event_shape, images.vocab),
                                                         (model.event_shape, model.codec.vocab))]
@@ -291,9 +317,11 @@ def _told(model: Diffusion, data: Data, split: str) -> Tensor: # labels of the s
 
 def _chosen(data: Data, split: str, n: int | None) -> tuple[Data, Tensor]:
     """Data whose test split is what was asked for, and the places of its images in their split. Raises
-    ValueError for an unknown split and more images than there are."""
-    side = choose('split', split, dict(train=data.train, test=data.test))
+    ValueError for more images than there are, and for fewer than two."""
+    side = getattr(data, split)
     places = Split(torch.arange(len(side.x))[:, None]).some(n).x[:, 0]
+    if len(places) < 2:
+        raise ValueError(f"n={len(places)}: of one image no standard error can be made, take two")
     if split == 'test' and n is None: return data, places
     return data._replace(test=Split(side.x[places])), places
 
@@ -346,6 +374,11 @@ def evaluate_run(run: str | Path, # run folder
     maps bits.png."""
     options = dict(tolerance=tolerance, trace=trace, dequantization=dequantization)
     _check_method(method, dict(options, samples=samples, T=T, even=even))
+    _check_choices(split, variance, grid, T)
+    _check_flow(options)
+    _check_source(data, kwargs)
+    if method == 'vlb' and draws is not None and draws < 2:
+        raise ValueError(f"draws={draws}: pass at least 2, of which an error can be made")
     if method == 'ode': extra('torchode', 'flow')
     if table: table = new_file('table', table, '.csv')
     run, model, _, steps = _opened(run)
@@ -433,6 +466,35 @@ def _title(config: dict, trained: int, steps: int, step: str, label: int | None,
     if label is not None: title += f', label {label}'
     return title + (f', guidance {guidance:g}' if guidance != 1 else '')
 
+# %% ../nbs/23_reports.ipynb #87b7f161
+def _picture(argument: str, # that names the file, for messages
+             file: str | Path,
+             size: tuple[int, ...] # of an image: channels, height and width
+            ) -> Tensor: # uint8, like an image of that size
+    "Raises ValueError for events that are no images, and a file that holds none of that size."
+    if len(size) != 3 or size[0] not in (1, 3):
+        raise ValueError(f"{argument}='{file}': the run's events are {size}, no images: leave it out")
+    try:
+        with Image.open(file) as opened:
+            picture = np.array(opened.convert('L' if size[0] == 1 else 'RGB'))
+    except OSError as e:
+        raise ValueError(f"{argument}='{file}' cannot be read as a picture ({e})") from None
+    found = torch.from_numpy(picture).reshape(*picture.shape[:2], -1).permute(2, 0, 1)
+    if found.shape != size:
+        its, own = (f'{h}x{w}' for _, h, w in (found.shape, size))
+        raise ValueError(f"{argument}='{file}' has {its} pixels, the run's images {own}: cut or resize it")
+    return found
+
+def _to_fill(model: Diffusion, given: str | None, mask: str | None
+            ) -> tuple[Tensor, Tensor] | None: # image (1, *event), and where to draw (*event)
+    "A picture in the levels of the model, and a mask that is white where pixels are to be drawn."
+    if (given is None) != (mask is None):
+        raise ValueError("given and mask go together: name a picture, and one that is white where to draw")
+    if given is None: return None
+    channels, *sides = model.event_shape
+    levels = _picture('given', given, model.event_shape).long() * model.codec.vocab // 256
+    return levels[None], (_picture('mask', mask, (1, *sides)) >= 128).expand(channels, *sides)
+
 # %% ../nbs/23_reports.ipynb #a6233255
 def sample_run(run: str | Path, # run folder
                n: int = 64, # number of samples
@@ -450,27 +512,36 @@ def sample_run(run: str | Path, # run folder
                # file of `mulan-vdm encode`: decode the means of its first n images instead of
                # drawing w
                latents: str | None = None,
+               given: str | None = None, # picture whose other pixels are to be drawn
+               mask: str | None = None, # with given: picture, white where pixels are to be drawn
+               fill: str = 'repeat', # with given: repeat the steps, or guide them by the network's slope
+               repeats: int | None = None, # of a step, 8 by default; of guide's solver, 1 by default
                seed: int = 0, # of all noise
                batch_size: int = 64, # samples per call of the network; does not change them
                progress: bool = False # show a progress bar?
               ) -> Result: # x, y, and report with score
     """Draw samples with the averaged weights; writes samples.png and samples.npy, and with
     score report_samples.json."""
+    choose('step', step, samplers)
+    choose('grid', grid, grids)
     if score: extra('torchmetrics', 'scores')
     if step == 'ode': extra('torchode', 'flow')
     run, model, config, trained = _opened(run)
     w = None if latents is None else _read_latents(latents, model.latent.size)[:n]
     n = n if w is None else len(w)
+    if given and score: raise ValueError("score=True is of samples of the whole image: leave it or given out")
+    filled = _to_fill(model, given, mask)
     y = _labels(model, n, label)
     if y is None and guidance != 1:
         raise ValueError(f"guidance={guidance}: the run was trained without classes; leave it out")
     if score: check_scores(run.data(), n)
     start = time.time()
-    given = {name: v if v is None else v.to(device()) for name, v in dict(w=w, y=y).items()}
+    told = {name: v if v is None else v.to(device()) for name, v in dict(w=w, y=y).items()}
     how = dict(steps=steps, step=step, grid=grid, guidance=guidance, clip=clip, clean=clean)
     generator = torch.Generator(device()).manual_seed(seed)
-    x = sample(model.to(device()), n, generator=generator, batch_size=batch_size, progress=progress,
-               **given, **how).cpu()
+    draw = partial(inpaint, model, *filled, fill=fill, repeats=repeats) if filled else partial(sample, model)
+    model.to(device())
+    x = draw(n=n, generator=generator, batch_size=batch_size, progress=progress, **told, **how).cpu()
     seconds = time.time() - start
     found = Result('', x=x, y=y)
     if not first_process(): return found
@@ -509,8 +580,9 @@ def encode_run(run: str | Path, # run folder
     (N,; train or test). Raises FileExistsError for a file that is there."""
     out = new_file('out', out, '.npz')
     if out.exists(): raise FileExistsError(f"out='{out}' exists: name another file")
+    _check_source(data, kwargs)
     model = Run(run).model().to(device())
-    if not model.latent.size: model.latent.moments(model.reference) # has none, and says so
+    _check_latent(model)
     images = _images(Run(run), model, data, kwargs)
     sides = images.train, images.test
     moments = torch.cat([_moments(model, side.x, batch_size) for side in sides]).numpy()
@@ -550,6 +622,7 @@ def probe_run(run: str | Path, # run folder
     """What labels can be read from the latent, beside pixels, principal components of equal width
     and the encoder before training; writes report_probe.json."""
     run, model, config, steps = _opened(run)
+    _check_latent(model)
     data = run.data()
     size = model.latent.size
     latent = lambda model: lambda x: _moments(model, x)[:, 0]
@@ -579,7 +652,9 @@ def explore_run(run: str | Path, # run folder
     neighbours.png in the run folder."""
     if n < 2: raise ValueError(f"n={n}: pass at least 2 images across")
     run = Run(run)
-    figures = latent_figures(run.model().to(device()), run.data(), n, steps)
+    model = run.model().to(device())
+    check_pictured(model)
+    figures = latent_figures(model, run.data(), n, steps)
     pictures = [run.write_picture(name, figure, 150) for name, figure in figures.items()]
     return Result('\n'.join(f'picture: {p}' for p in pictures), pictures=pictures)
 
@@ -723,6 +798,9 @@ def describe_installation() -> str:
     return '\n'.join(lines)
 
 # %% ../nbs/23_reports.ipynb #bb9529a0
+# none of them is handed to another program
+_picture_formats = 'PNG', 'WEBP', 'BMP', 'TIFF', 'PPM', 'JPEG'
+
 class _Pictures:
     "Picture files in the order of their names, sliced into images (n, c, h, w)."
     def __init__(self, place: Path,
@@ -742,21 +820,28 @@ class _Pictures:
 
     def _read(self, file: Path) -> Tensor: # uint8 (c, h, w)
         "Raises ValueError for a file that is no picture, or of another shape."
+        mine = 'L' if self.shape[0] == 1 else 'RGB', self.shape[:0:-1], 1
         try:
-            with Image.open(file) as picture: pixels = np.array(picture)
-        except OSError as e: raise ValueError(f"'{file}' is not a picture ({e})") from None
-        if pixels.ndim == 2: pixels = pixels[..., None]
-        found = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels
-        if found.shape != self.shape or found.dtype != np.uint8:
-            raise ValueError(f"'{file}' holds {pixels.dtype} of shape {found.shape}, the run's images are "
-                             f"uint8 {self.shape}: convert it, or move it away")
-        return torch.from_numpy(found)
+            with Image.open(file, formats=_picture_formats) as picture:
+                found = picture.mode, picture.size, getattr(picture, 'n_frames', 1)
+                pixels = np.array(picture) if found == mine else None # else it is not decoded
+        except Exception as e: # whatever Pillow makes of a damaged file
+            raise ValueError(f"'{file}' is not a picture ({' '.join(str(e).split())})") from None
+        if pixels is None:
+            mode, (width, height), pictures = found
+            raise ValueError(f"'{file}' holds {pictures} of {width}x{height} {mode} pixels, the run's images "
+                             f"are uint8 {self.shape}: convert it, or move it away")
+        return torch.from_numpy(pixels.reshape(*self.shape[1:], -1).transpose(2, 0, 1).copy())
 
 # %% ../nbs/23_reports.ipynb #e6152b1e
+def _check_absent(out: Path) -> None:
+    "Raises FileExistsError if there is something of that name."
+    if out.exists(): raise FileExistsError(f"out={out} exists: name another")
+
 @contextlib.contextmanager
 def _whole(out: Path) -> Iterator[Path]: # where to write meanwhile
     "Renamed to `out` in the end, removed after an error. Raises FileExistsError if `out` is there."
-    if out.exists(): raise FileExistsError(f"out={out} exists: name another")
+    _check_absent(out)
     temporary = out.with_name(out.name + '.tmp')
     _remove(temporary)
     try:
@@ -816,12 +901,15 @@ def compress_run(run: str | Path, # run folder, or mulan-digits, which comes wit
     """Images as one file, by the bound of a trained model; without a folder the run's own. Raises
     FileExistsError for a file that is there, ValueError for pictures of another shape."""
     start = time.time()
+    _check_choices(split, variance, grid, T)
+    extra('constriction', 'compress')
     out = new_file('out', out)
+    _check_absent(out)
     model, config, _ = load_run(run)
+    pictures = _Pictures(Path(images), model.event_shape) if images else None
     data = load(**(config.get('data') or model.card['data']))
     model = model.to(device())
-    sides = dict(test=data.test.x, train=data.train.x)
-    x = _Pictures(Path(images), data.event_shape) if images else choose('split', split, sides)
+    x = pictures or getattr(data, split).x
     if n is not None: x = x[:n]
     with _whole(out) as temporary:
         steps = _with_steps(model, data, T, variance, grid)
@@ -868,6 +956,9 @@ def decompress_run(file: str | Path, # of `compress_run`
     """The images of a compressed file, as pictures or as an array. Raises FileExistsError if `out` is
     there, ValueError for a file that is damaged or another model's."""
     out = Path(out)
+    _check_absent(out)
+    new_file('out', out)
+    if not Path(file).is_file(): raise FileNotFoundError(f"file={file} is no file: name one of compress")
     data = Path(file).read_bytes()
     held = contents(data)
     model = load_run(run)[0].to(device())

@@ -712,10 +712,17 @@ def _mirrored(self: Run) -> bool:
 
 @patch
 def data(self: Run) -> Data:
-    "The data that the run was trained on; raises ValueError if it names none or they have changed."
+    """The data that the run was trained on. Raises FileNotFoundError if they are gone, ValueError if
+    it names none or they have changed."""
     if 'data' not in self.config:
         raise ValueError(f"{self.file('config')} has no data: pass fit a config= that names them")
-    found = load_data(**self.arguments('data', load_data))
+    given = self.arguments('data', load_data)
+    try: found = load_data(**given)
+    except FileNotFoundError as e:
+        if 'path' not in given: raise
+        raise FileNotFoundError(f"the images of {self} are not in {given['path']}: bring them back, or "
+                                f"say where they are, mulan-vdm train --out {self} --resume --path "
+                                "PLACE") from e
     self.check_data(found)
     if not self._mirrored: return found
     return found._replace(release=f'{found.release}, training images mirrored at random')

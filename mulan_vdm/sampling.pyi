@@ -9,6 +9,10 @@ class _Stage(typing.NamedTuple):
     gamma: torch.Tensor
     z: torch.Tensor
 
+class _Known(typing.NamedTuple):
+    x: torch.Tensor
+    where: torch.Tensor
+
 Denoise = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 Step = Callable[[Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]], torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -18,6 +22,8 @@ Grid = Callable[[Callable[[float], torch.Tensor], float], torch.Tensor]
 samplers: dict[str, typing.Any]
 
 grids: dict[str, typing.Any]
+
+fillers: dict[str, typing.Any]
 
 def ddpm_step(denoise: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]], z_t: torch.Tensor, gamma_t: torch.Tensor, gamma_s: torch.Tensor, noise: torch.Tensor, reverse: Callable[[torch.Tensor], torch.Tensor] = ...) -> torch.Tensor: ...
 
@@ -41,5 +47,7 @@ def check_labels(model: mulan_vdm.diffusion.Diffusion, y: torch.Tensor | None, n
 def trajectory(model: mulan_vdm.diffusion.Diffusion, n: int, steps: int, step: Union[Callable[[Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]], torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor], Maker, str] = ..., grid: Union[Callable[[Callable[[float], torch.Tensor], float], torch.Tensor], torch.Tensor, list[float], str] = ..., w: torch.Tensor | None = ..., z_1: torch.Tensor | None = ..., y: torch.Tensor | None = ..., guidance: float = ..., clip: float | None = ..., clean: bool = ..., generator: torch._C.Generator | None = ..., batch_size: int | None = ...) -> Iterator[_Stage]: ...
 
 def sample(model: mulan_vdm.diffusion.Diffusion, n: int, steps: int, progress: bool = ..., **kwargs: typing.Any) -> torch.Tensor: ...
+
+def inpaint(model: mulan_vdm.diffusion.Diffusion, x: torch.Tensor, mask: torch.Tensor, n: int = ..., steps: int = ..., fill: str = ..., repeats: int | None = ..., step: Union[Callable[[Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]], torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor], str] = ..., generator: torch._C.Generator | None = ..., **kwargs: typing.Any) -> torch.Tensor: ...
 
 def points_between(a: torch.Tensor, b: torch.Tensor, n: int, spherical: bool = ...) -> torch.Tensor: ...

@@ -1,17 +1,20 @@
 """The likelihood of anything: labels, single pixels, other images, and what is made of them."""
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
 
 from mulan_vdm import Diffusion, evaluate, load, mulan, vdm, vdmpp
 from mulan_vdm.cli import main
-from mulan_vdm.codec import Codec
+from mulan_vdm.codec import Codec, RealCodec
 from mulan_vdm.evaluation import (_numbers, _paired_costs, bits_per_pixel, classify,
                                   likelihood_ratio)
 from mulan_vdm.objective import x_prediction
-from mulan_vdm.oracles import fit_mixture, MixtureOracle
+from mulan_vdm.oracles import fit_mixture, GaussianOracle, MixtureOracle
+from mulan_vdm.sampling import inpaint
 from mulan_vdm.schedules import Linear
 
 digits = load('digits')
@@ -198,3 +201,76 @@ def test_a_ratio_of_versions_is_the_truth(oracle):
     true = oracle.net.log_prob(versions)
     true = (true[0] - true) / math.log(2)
     assert ((more - true).abs() <= 5 * se + 1).all() and more[0] == 0
+
+# filling in
+
+def pair_of(correlation):
+    "Two numbers whose conditional law is known."
+    cov = torch.tensor([[1., correlation], [correlation, 1.]]).double()
+    net = GaussianOracle(torch.zeros(2).double(), cov)
+    return Diffusion(net, Linear(-9., 7.), RealCodec(), (2,), prediction=x_prediction).double()
+
+@pytest.mark.parametrize('step', ['ddpm', 'ddim', 'heun'])
+def test_guidance_draws_from_the_conditional_law(step):
+    given = torch.tensor([[1., 0.]]).double()
+    hole = torch.tensor([False, True])
+    generator = torch.Generator().manual_seed(0)
+    v = inpaint(pair_of(0.8), given, hole, 2000, 60, 'guide', step=step, generator=generator)[:, 1]
+    assert abs(v.mean() - 0.8) < 5 * 0.6 / 2000**0.5 + 0.02
+    assert abs(v.var() / 0.36 - 1) < 5 * (2 / 2000)**0.5 + 0.15 # sixty steps are a few
+
+def test_repeats_bring_in_what_is_known():
+    given = torch.tensor([[1., 0.]]).double()
+    hole = torch.tensor([False, True])
+    mean = lambda repeats: inpaint(pair_of(0.8), given, hole, 2000, 40, repeats=repeats,
+                                   generator=torch.Generator().manual_seed(0))[:, 1].mean()
+    assert mean(1) < mean(4) < mean(12) < 0.8 + 5 * 0.6 / 2000**0.5
+
+@pytest.mark.parametrize('fill', ['repeat', 'guide'])
+def test_known_pixels_stay_and_the_rest_is_drawn(oracle, fill):
+    x = digits.test.x[:1]
+    hole = torch.zeros(1, 8, 8, dtype=torch.bool)
+    hole[:, 4:] = True
+    drawn = inpaint(oracle, x, hole, 6, 8, fill, repeats=2, generator=torch.Generator().manual_seed(0))
+    assert (drawn[:, :, :4] == x[:, :, :4]).all() and len(drawn[:, :, 4:].flatten(1).unique(dim=0)) > 1
+    again = inpaint(oracle, x, hole, 6, 8, fill, repeats=2, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(drawn, again)
+
+def test_the_fill_is_more_probable_than_a_strange_one(oracle):
+    torch.manual_seed(0)
+    x = oracle.net.sample(1)
+    hole = torch.zeros(1, 8, 8, dtype=torch.bool)
+    hole[:, 2:6, 2:6] = True
+    drawn = inpaint(oracle, x, hole, 1, 30, 'guide', generator=torch.Generator().manual_seed(0))
+    strange = torch.where(hole, 16 - x, x)
+    more, se = likelihood_ratio(oracle, torch.cat([drawn, strange]), draws=4096)
+    assert more[1] > 5 * se[1]
+
+def pictures(folder, picture, mask):
+    for name, values in (('given', picture), ('mask', mask)):
+        Image.fromarray(values.numpy()).save(folder / f'{name}.png')
+    return '--given', folder / 'given.png', '--mask', folder / 'mask.png'
+
+@pytest.mark.parametrize('fill', ['repeat', 'guide'])
+def test_a_command_fills_a_picture(run, tmp_path, capsys, fill):
+    x = digits.test.x[0, 0]
+    mask = torch.zeros(8, 8, dtype=torch.uint8)
+    mask[:4] = 255
+    files = pictures(tmp_path, (x.float() * 255 / 16).round().byte(), mask)
+    words = 'sample', run, '--n', '4', '--steps', '3', '--fill', fill, '--repeats', '2', *files
+    assert main([str(w) for w in words]) == 0
+    drawn = torch.from_numpy(np.load(run / 'samples.npy'))
+    assert drawn.shape == (4, 1, 8, 8) and (drawn[:, 0, 4:] == x[4:]).all()
+
+def test_what_cannot_be_filled_is_one_line(run, tmp_path, capsys):
+    grey = torch.zeros(8, 8, dtype=torch.uint8)
+    given, g, mask, m = pictures(tmp_path, grey, grey + 255)
+    Image.fromarray(grey[:, 1:].contiguous().numpy()).save(tmp_path / 'small.png')
+    (tmp_path / 'text.png').write_text('no picture')
+    for words, says in (((given, g), 'given and mask go together'), ((mask, m), 'given and mask go together'),
+                        ((given, g, mask, tmp_path / 'small.png'), "8x7 pixels, the run's images 8x8"),
+                        ((given, tmp_path / 'text.png', mask, m), 'cannot be read as a picture'),
+                        ((given, g, mask, g), 'there is nothing to fill'),
+                        ((given, g, mask, m, '--fill', 'paint'), 'choose one of repeat, guide')):
+        status, error = said(capsys, 'sample', run, '--n', '1', '--steps', '1', *words)
+        assert status == 1 and says in error and error.count('\n') == 1, error

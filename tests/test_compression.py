@@ -1,6 +1,7 @@
 """A file gives back every pixel: elsewhere, with other neighbours, for every system, and for images that
 no model expects. A file that is damaged, foreign or another model's is refused in one line."""
 import copy, os, subprocess, sys
+from pathlib import Path
 
 import numpy as np
 import pytest, torch
@@ -58,7 +59,7 @@ def test_every_system_gives_back_every_pixel(name):
 elsewhere = """
 import sys, torch
 torch.set_num_threads(2)
-sys.path.insert(0, 'tests')
+sys.path.insert(0, sys.argv[2])
 from test_compression import made
 from mulan_vdm.compression import decompress
 x = decompress(made(sys.argv[1]), sys.stdin.buffer.read(), batch_size=3)
@@ -68,8 +69,8 @@ sys.stdout.buffer.write(x.numpy().tobytes())
 def test_another_process_other_threads_and_neighbours():
     x = load('digits').test.x[:14]
     file = compress(made('mulan-digits'), x, T=3, batch_size=8)
-    back = subprocess.run([sys.executable, '-c', elsewhere, 'mulan-digits'], input=file, capture_output=True,
-                          env=dict(os.environ, OMP_NUM_THREADS='2'))
+    command = sys.executable, '-c', elsewhere, 'mulan-digits', str(Path(__file__).parent)
+    back = subprocess.run(command, input=file, capture_output=True, env=dict(os.environ, OMP_NUM_THREADS='2'))
     assert back.stdout == x.numpy().tobytes(), back.stderr.decode()[-500:]
 
 @pytest.mark.parametrize('name', ['vdm-digits', 'mulan-digits'])

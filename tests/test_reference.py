@@ -26,7 +26,8 @@ def test_reference_page_is_up_to_date(name, monkeypatch):
         extract_directives(code)
         shown = texts(shell.run(code.source))
         assert not shell.exc
-        assert shown == texts(cell['outputs']), f'make nbs NB=nbs/reference/{name}.ipynb'
+        # Python 3.13 spaces the columns of a help text otherwise
+        assert shown.split() == texts(cell['outputs']).split(), f'make nbs NB=nbs/reference/{name}.ipynb'
 
 def test_every_public_name_says_what_it_is():
     "Functions, classes and their methods have a docstring, their own or that of the method they replace."

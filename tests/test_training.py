@@ -11,6 +11,7 @@ import threading
 import time
 import warnings
 from pathlib import Path
+from unittest import mock
 import numpy as np
 import pytest
 import torch
@@ -97,7 +98,8 @@ def test_a_term_without_gradient(term, tmp_path):
     assert not Run(tmp_path / 'a').checkpoint().exists()
 
 @pytest.mark.parametrize('flags, said', [
-    (['--gamma_min=-100'], 'step 1: '), (['--gamma_min', '-89'], 'step 1: reconstruction'),
+    (['--gamma_min=-100'], 'gamma_min -100.0: single precision overflows'),
+    (['--gamma_min', '-89'], 'gamma_min -89.0: single precision overflows'),
     (['--beta', 'inf'], '--beta inf: pass a number, finite'),
     (['--lr', 'inf'], '--lr inf: pass a number, finite'),
     (['--lr', 'nan'], '--lr nan: pass a number, finite'), (['--clip', 'nan'], '--clip nan'),
@@ -652,26 +654,62 @@ def test_a_learned_end_is_asked_for():
     with Waits() as waits, Fetches() as fetches: next(steps)
     assert (waits.n, fetches.n) == (1, 1)
 
-@pytest.mark.parametrize('name, more', [systems_small[i] for i in (0, 2, 5, 6)])
+@pytest.mark.parametrize('name, more', [systems_small[i] for i in (0, 1, 2, 5, 6)])
 def test_the_objective_is_one_graph(name, more):
-    "Nothing breaks it (`fullgraph` raises where something does); value and gradient are those of eager."
+    """What `compile` compiles is one graph for all parts of a batch: nothing breaks it (`fullgraph` raises
+    where something does), it draws the numbers of eager, and gives its value, gradient and schedule."""
     model = small(name, **more).train()
     x, y = digits.train.x[:8], digits.train.y[:8] if name.startswith('vdmpp') else None
-    noise = torch.get_rng_state()
-    def loss(x): return model(x, y=y, rows=Rows(), check=False).loss.mean()
-    def found(function):
-        torch.set_rng_state(noise)
-        model.zero_grad()
-        value = function(x)
-        value.backward()
-        return value.detach(), {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
-    state = {k: v.clone() for k, v in model.state_dict().items()}
-    expected = found(loss)
-    model.load_state_dict(state)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    def found():
+        model.load_state_dict(before)
+        values = []
+        for part in (0, 1, 1):
+            torch.manual_seed(part) # of dropout
+            rows = Rows(torch.Generator().manual_seed(3), part, 2)
+            model.zero_grad()
+            loss = model(x, y=y, rows=rows, check=False).loss.mean()
+            loss.backward()
+            values.append(loss.detach())
+        gradient = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+        return values, gradient, {k: v.clone() for k, v in model.named_buffers() if v.numel()}
+    expected = found()
     torch._dynamo.reset()
-    value, gradient = found(torch.compile(loss, fullgraph=True, backend='eager'))
-    torch.testing.assert_close(value, expected[0])
-    torch.testing.assert_close(gradient, expected[1], rtol=1e-4, atol=1e-4)
+    torch._dynamo.utils.counters.clear()
+    with training._compiled(model, backend='eager', fullgraph=True): seen = found()
+    counters = torch._dynamo.utils.counters
+    assert (counters['stats']['unique_graphs'], sum(counters['graph_break'].values())) == (1, 0)
+    torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-6)
+
+def test_a_learned_end_breaks_the_graph():
+    "The decoder asks for it; value and gradient are those of eager."
+    model = small('vdm-digits', learn_ends=True).train()
+    def found():
+        torch.manual_seed(0)
+        model.zero_grad()
+        loss = model(digits.train.x[:8], rows=Rows(torch.Generator().manual_seed(3)), check=False).loss.mean()
+        loss.backward()
+        return loss.detach(), {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+    expected = found()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    with training._compiled(model, backend='eager'): seen = [found() for _ in range(2)]
+    assert torch._dynamo.utils.counters['graph_break']
+    for one in seen: torch.testing.assert_close(one, expected, rtol=1e-5, atol=1e-6)
+
+def test_what_cannot_be_compiled(tmp_path):
+    model = small('vdm-digits', schedule='monotone', variance=True)
+    with pytest.raises(ValueError, match='compile=True with variance=True'):
+        next(fit(model, digits, compile=True, out=tmp_path / 'run', **options))
+    assert not (tmp_path / 'run').exists()
+
+def test_nothing_to_compile_with_is_said_before_any_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr('torch._inductor.cpp_builder.get_cpp_compiler', mock.Mock(side_effect=RuntimeError))
+    words = ['train', '--preset', 'vdm-digits', '--compile', '--out', str(tmp_path / 'run')]
+    assert cli.main(words) == 1
+    said = capsys.readouterr().err.strip()
+    assert '--compile needs a C++ compiler' in said and len(said.splitlines()) == 1
+    assert not (tmp_path / 'run').exists()
 
 @pytest.mark.parametrize('name', list(schedules))
 @pytest.mark.parametrize('learned', [False, True])
