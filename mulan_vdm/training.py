@@ -542,6 +542,12 @@ def _check_shard(shard: bool, compile: bool, precision: str) -> None:
         raise ValueError("shard=True with precision='fp16': "
                          "gradients of sharded weights are not scaled; use bf16")
 
+def _check_graph(model: Diffusion, compile: bool) -> None:
+    "Raises ValueError for what cannot be compiled."
+    if compile and model.variance:
+        raise ValueError("compile=True with variance=True: gradients of the schedule are changed "
+                         "on their way back, which a compiled objective cannot do; leave one out")
+
 def _check_shares(model: Diffusion, batch_size: int, accumulate: int, world: int) -> None:
     "Raises ValueError for unequal parts, and parts of what needs the whole batch at once."
     if batch_size % (world * accumulate):
@@ -950,6 +956,7 @@ def fit(model: Diffusion,           # trained in place
     average = _Average(model, ema)
     session = _Session(**kwargs)
     accelerator = session.accelerator
+    _check_graph(model, session.compile)
     _check_shares(model, batch_size, session.accumulate, accelerator.num_processes)
     config = _described(model, data, given)
     with (session.opened(config, data), _unwrapped_after(model),

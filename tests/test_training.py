@@ -681,6 +681,28 @@ def test_the_objective_is_one_graph(name, more):
     assert (counters['stats']['unique_graphs'], sum(counters['graph_break'].values())) == (1, 0)
     torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-6)
 
+def test_a_learned_end_breaks_the_graph():
+    "The decoder asks for it; value and gradient are those of eager."
+    model = small('vdm-digits', learn_ends=True).train()
+    def found():
+        torch.manual_seed(0)
+        model.zero_grad()
+        loss = model(digits.train.x[:8], rows=Rows(torch.Generator().manual_seed(3)), check=False).loss.mean()
+        loss.backward()
+        return loss.detach(), {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+    expected = found()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    with training._compiled(model, backend='eager'): seen = [found() for _ in range(2)]
+    assert torch._dynamo.utils.counters['graph_break']
+    for one in seen: torch.testing.assert_close(one, expected, rtol=1e-5, atol=1e-6)
+
+def test_what_cannot_be_compiled(tmp_path):
+    model = small('vdm-digits', schedule='monotone', variance=True)
+    with pytest.raises(ValueError, match='compile=True with variance=True'):
+        next(fit(model, digits, compile=True, out=tmp_path / 'run', **options))
+    assert not (tmp_path / 'run').exists()
+
 def test_nothing_to_compile_with_is_said_before_any_work(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr('torch._inductor.cpp_builder.get_cpp_compiler', mock.Mock(side_effect=RuntimeError))
     words = ['train', '--preset', 'vdm-digits', '--compile', '--out', str(tmp_path / 'run')]
