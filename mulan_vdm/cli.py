@@ -164,7 +164,8 @@ def train(argv: list[str] # words after `mulan-vdm train`
     now = None
     with interruptible() as stop:
         for now in fit(model, data, out=out, config=config, stop=stop, **how, **config['fit']):
-            if now.saved and first_process(): draw_progress(run, data, now.model)
+            seen = now.saved and not stop() # who ends it does not wait for pictures
+            if seen and first_process(): draw_progress(run, data, now.model)
     return _ending(run, data, now, steps)
 
 # %% ../nbs/25_cli.ipynb #fba7d455

@@ -515,7 +515,7 @@ def sample_run(run: str | Path, # run folder
                given: str | None = None, # picture whose other pixels are to be drawn
                mask: str | None = None, # with given: picture, white where pixels are to be drawn
                fill: str = 'repeat', # with given: repeat the steps, or guide them by the network's slope
-               repeats: int | None = None, # of a step, 8 by default; of guide's solver, 2 by default
+               repeats: int | None = None, # of a step, 8 by default; of guide's solver, 1 by default
                seed: int = 0, # of all noise
                batch_size: int = 64, # samples per call of the network; does not change them
                progress: bool = False # show a progress bar?

@@ -417,7 +417,8 @@ def _solved(apply: Callable[[Tensor], Tensor], # a symmetric positive matrix for
     rr = dot(r, r)
     for _ in range(rounds):
         Ap = apply(p)
-        step = rr / dot(p, Ap).clamp(min=1e-30)
+        curvature = dot(p, Ap)
+        step = torch.where(curvature > 0, rr / curvature.clamp(min=1e-30), 0.) # a network's may be negative
         v = v + step * p
         r = r - step * Ap
         rest = dot(r, r)
@@ -427,7 +428,7 @@ def _solved(apply: Callable[[Tensor], Tensor], # a symmetric positive matrix for
 
 def _informed(denoise: Denoise, # z_t, gamma_t -> x_hat, eps_hat
          known: _Known,
-         rounds: int = 2, # of conjugate gradients, each a product with the Jacobian
+         rounds: int = 1, # of conjugate gradients, each a product with the Jacobian
          variance: float = 1e-3 # of the known pixels, for the solver's sake
         ) -> Denoise:
     "The denoiser that knows some pixels, @eq-told; Rozet et al. 2024."
@@ -441,7 +442,7 @@ def _informed(denoise: Denoise, # z_t, gamma_t -> x_hat, eps_hat
         return x_hat, (z - alpha(gamma) * x_hat) / sigma(gamma)
     return estimate
 
-def _guiding(known: _Known, step: Step = ddpm_step, rounds: int = 2) -> Step:
+def _guiding(known: _Known, step: Step = ddpm_step, rounds: int = 1) -> Step:
     "A step whose denoiser is told the known pixels, which are then put in place."
     def take(denoise: Denoise, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor, noise: Tensor) -> Tensor:
         z_s = step(_informed(denoise, known, rounds), z_t, gamma_t, gamma_s, noise)
@@ -470,7 +471,7 @@ def inpaint(model: Diffusion,
             n: int = 1, # how many samples
             steps: int = 100, # how many steps
             fill: str = 'repeat', # or guide: how the known pixels are brought in
-            repeats: int | None = None, # of a step; 8 by default; rounds of `guide`, 2 by default
+            repeats: int | None = None, # of a step; 8 by default; rounds of `guide`, 1 by default
             step: Step | str = 'ddpm', # one reverse step, or in `samplers`
             generator: torch.Generator | None = None, # of all noise
             **kwargs # of `sample`: y, w, grid, guidance, clip, batch_size, progress, ...
