@@ -293,3 +293,15 @@ def test_from_python():
     told = systems.vdmpp((1, 8, 8), 17, channels=8, multipliers=(1,), attention=(), classes=10)
     with pytest.raises(ValueError, match='y has labels 3..10, the network knows 0..9'):
         sample(told, 2, 2, y=torch.tensor([3, 10]))
+
+@pytest.mark.bench
+def test_an_image_just_below_the_limit(tmp_path):
+    "Ninety-five million pixels in a small file: read with less than 8 bytes each."
+    import resource
+    from PIL import Image
+    from mulan_vdm import data
+    Image.new('1', (10_000, 9_500), 1).save(tmp_path / 'a.png')
+    peak = lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
+    assert data._read_image(tmp_path / 'a.png', 32).eq(255).all()
+    assert peak() - before < 8 * 95e6
