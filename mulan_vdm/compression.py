@@ -122,7 +122,7 @@ class _Stack:
         "The coder holds the last n words, or all; coins are added to their bits, except the highest's."
         words = self.ans.get_compressed()
         while len(words) < n and self.below: words = np.concatenate([self.below.pop(), words])
-        self.below.append(words[:-n])
+        if len(words) > n: self.below.append(words[:-n].copy()) # no view, which would hold all of them
         words = words[-n:]
         if coins: words[:-1] ^= coins.randint(0, 2**32, max(0, len(words) - 1), dtype=np.uint32)
         self.ans = _stream().stack.AnsCoder(words)
