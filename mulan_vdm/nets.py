@@ -57,7 +57,7 @@ def _zeroed(layer: nn.Module) -> nn.Module:
 class _GroupNorm(nn.GroupNorm):
     "Group normalization in the precision of its input, under autocast too; its sums are in float32."
     def forward(self, h: Tensor) -> Tensor:
-        if not torch.is_autocast_enabled(h.device.type): return super().forward(h)
+        if h.dtype == self.weight.dtype: return super().forward(h)
         with torch.autocast(h.device.type, enabled=False):
             own = self.weight.to(h.dtype), self.bias.to(h.dtype)
             return F.group_norm(h, self.num_groups, *own, self.eps)
