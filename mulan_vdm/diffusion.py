@@ -83,7 +83,7 @@ def _charged(error: Tensor,    # squared error of the noise (B, *event)
              reckoned: Tensor, # that the step reckons with, broadcastable to it
              a: Tensor         # expm1(gamma_t - gamma_s), broadcastable to it
             ) -> Tensor:       # like error
-    "What a step charges in place of its squared error, @eq-charged."
+    "What a step charges in place of its squared error, @eq-step-charged."
     a = a.clamp(min=1e-30)     # a flat stretch of a schedule
     return (error - reckoned) / (1 + a * reckoned) + torch.log1p(a * reckoned) / a
 

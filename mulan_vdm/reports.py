@@ -489,7 +489,9 @@ def _to_fill(model: Diffusion, given: str | None, mask: str | None
             ) -> tuple[Tensor, Tensor] | None: # image (1, *event), and where to draw (*event)
     "A picture in the levels of the model, and a mask that is white where pixels are to be drawn."
     if (given is None) != (mask is None):
-        raise ValueError("given and mask go together: name a picture, and one that is white where to draw")
+        one = f"mask='{mask}'" if given is None else f"given='{given}'"
+        raise ValueError(f"{one} alone: given and mask go together, name a picture and one that is "
+                         "white where to draw")
     if given is None: return None
     channels, *sides = model.event_shape
     levels = _picture('given', given, model.event_shape).long() * model.codec.vocab // 256
@@ -651,10 +653,9 @@ def explore_run(run: str | Path, # run folder
     """Pictures of a Gaussian latent: reconstruction.png, crossing.png, traversal.png and
     neighbours.png in the run folder."""
     if n < 2: raise ValueError(f"n={n}: pass at least 2 images across")
-    run = Run(run)
-    model = run.model().to(device())
+    run, model, *_ = _opened(run)
     check_pictured(model)
-    figures = latent_figures(model, run.data(), n, steps)
+    figures = latent_figures(model.to(device()), run.data(), n, steps)
     pictures = [run.write_picture(name, figure, 150) for name, figure in figures.items()]
     return Result('\n'.join(f'picture: {p}' for p in pictures), pictures=pictures)
 

@@ -49,7 +49,7 @@ def small(tmp_path_factory):
     yield here
     patch.undo()
 
-others = {'compress', 'decompress', 'convert'} # on pages of their own
+others = {'convert'} # on a page of its own
 
 def test_commands_are_those_of_the_package():
     from mulan_vdm.cli import commands

@@ -83,7 +83,7 @@ def _check(command, drawn, flags, run):
     assert status in (1, 2) and said.startswith('mulan-vdm: ') and said.count('\n') == 1, (line, said)
     assert 'a bug in' not in said and 'Traceback' not in said, (line, said)
     typed = [value for _, value, _, _ in drawn if value and value.strip()]
-    names = ['--', 'one word too many', 'the model has no latent', str(run), *typed]
+    names = ['--', 'one word too many', 'the model has no latent', 'need a Gaussian latent', str(run), *typed]
     assert any(name in said for name in names), (line, said)
 
 def _try(command, run, n, system='vdm'):
