@@ -1,4 +1,5 @@
 from typing import Any, Callable, Collection, Iterable, Iterator, Optional, Sequence, Union
+import _io
 import numpy
 import pathlib
 import torch
@@ -59,6 +60,8 @@ def area_resize(x: torch.Tensor, size: int | tuple[int, int]) -> torch.Tensor: .
 def keep_bits(x: torch.Tensor, bits: int) -> torch.Tensor: ...
 
 def shrink(x: torch.Tensor, size: int | tuple[int, int] | None, bits: int | None) -> torch.Tensor: ...
+
+def read_image(file: pathlib.Path | _io.BytesIO, size: int | tuple[int, int] | None = ..., grey: bool = ...) -> torch.Tensor: ...
 
 def load(name: str, bits: int | None = ..., size: int | tuple[int, int] | None = ..., path: str | pathlib.Path | None = ..., grey: bool | None = ..., vocab: int | None = ..., download: bool = ...) -> Data: ...
 

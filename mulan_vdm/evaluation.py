@@ -511,7 +511,7 @@ def classify(model: Diffusion, # whose network was trained with labels
     model.check(x)
     even = _are_even(model, even)
     jobs = [partial(_sift, model, part, calls, each, margin, even, seed + i)
-            for i, part in enumerate(x.split(batch_size))]
+            for i, (part, _) in enumerate(_batches(x, None, batch_size))]
     with _evenly(model, even), evaluating(model):
         found = torch.cat(share_out(jobs, title='classifying' * progress), 1)
     return Classified(found[0], found[1].long())

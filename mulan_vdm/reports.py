@@ -34,7 +34,7 @@ from .latents import Gaussian
 from .diffusion import Diffusion, fixed_variance, large_variance
 from .flow import check_solver
 from .sampling import grids, inpaint, sample, samplers
-from .data import available, Data, load, sources, Split
+from .data import available, Data, load, read_image, sources, Split
 from .systems import build, presets
 from .runs import load_run, Run
 from .evaluation import evaluate, Evaluation, importance_evaluate, mean_se
@@ -474,12 +474,8 @@ def _picture(argument: str, # that names the file, for messages
     "Raises ValueError for events that are no images, and a file that holds none of that size."
     if len(size) != 3 or size[0] not in (1, 3):
         raise ValueError(f"{argument}='{file}': the run's events are {size}, no images: leave it out")
-    try:
-        with Image.open(file) as opened:
-            picture = np.array(opened.convert('L' if size[0] == 1 else 'RGB'))
-    except OSError as e:
-        raise ValueError(f"{argument}='{file}' cannot be read as a picture ({e})") from None
-    found = torch.from_numpy(picture).reshape(*picture.shape[:2], -1).permute(2, 0, 1)
+    try: found = read_image(Path(file), grey=size[0] == 1)
+    except ValueError as e: raise ValueError(f"{argument}={str(e).removeprefix('folder: ')}") from None
     if found.shape != size:
         its, own = (f'{h}x{w}' for _, h, w in (found.shape, size))
         raise ValueError(f"{argument}='{file}' has {its} pixels, the run's images {own}: cut or resize it")

@@ -1,5 +1,5 @@
 """The likelihood of anything: labels, single pixels, other images, and what is made of them."""
-import math
+import math, os
 
 import numpy as np
 import pytest
@@ -267,9 +267,15 @@ def test_what_cannot_be_filled_is_one_line(run, tmp_path, capsys):
     given, g, mask, m = pictures(tmp_path, grey, grey + 255)
     Image.fromarray(grey[:, 1:].contiguous().numpy()).save(tmp_path / 'small.png')
     (tmp_path / 'text.png').write_text('no picture')
+    Image.new('L', (8, 8)).save(tmp_path / 'program.png', 'EPS') # which Pillow would hand to Ghostscript
+    Image.new('I;16', (8, 8)).save(tmp_path / 'deep.png')
+    Image.new('1', (20_000, 20_000)).save(tmp_path / 'vast.png')
+    os.mkfifo(tmp_path / 'pipe.png')
+    unreadable = 'text', 'program', 'deep', 'vast', 'pipe'
     for words, says in (((given, g), 'given and mask go together'), ((mask, m), 'given and mask go together'),
                         ((given, g, mask, tmp_path / 'small.png'), "8x7 pixels, the run's images 8x8"),
-                        ((given, tmp_path / 'text.png', mask, m), 'cannot be read as a picture'),
+                        *(((given, tmp_path / f'{name}.png', mask, m), 'is not a readable 8-bit image')
+                          for name in unreadable),
                         ((given, g, mask, g), 'there is nothing to fill'),
                         ((given, g, mask, m, '--fill', 'paint'), 'choose one of repeat, guide')):
         status, error = said(capsys, 'sample', run, '--n', '1', '--steps', '1', *words)

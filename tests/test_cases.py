@@ -303,5 +303,5 @@ def test_an_image_just_below_the_limit(tmp_path):
     Image.new('1', (10_000, 9_500), 1).save(tmp_path / 'a.png')
     peak = lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     before = peak()
-    assert data._read_image(tmp_path / 'a.png', 32).eq(255).all()
+    assert data.read_image(tmp_path / 'a.png', 32).eq(255).all()
     assert peak() - before < 8 * 95e6
