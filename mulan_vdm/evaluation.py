@@ -435,8 +435,8 @@ class Classified(NamedTuple):
 def fit_temperature(found: Classified,
                     y: Tensor # true labels (N,)
                    ) -> float:
-    "The temperature under which the true labels are most probable, @eq-temperature; by bisection."
-    low = 1e-3
+    "The temperature, at least 1, under which the true labels are most probable, @eq-temperature."
+    low = 1.
     high = 1e6
     true = found.nats.gather(1, y[:, None]).mean()
     for _ in range(60):
