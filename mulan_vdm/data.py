@@ -149,7 +149,7 @@ class Data(_Facts):
     name: str # the name given to `load`
     release: str # source, file format and every change of the pixels: quote it beside each result
     vocab: int | None # number of levels of an integer; None for real-valued points
-    event_shape: tuple # shape of one example: (C, H, W) or (D,)
+    event_shape: tuple # shape of one example: (C, ...) or (D,)
     train: Split # for fitting
     test: Split # for judging, each example exactly once
     path: str | None # absolute, of the folder or file that was read
