@@ -147,7 +147,9 @@ def precision(seconds):
             with fast_products(allowed):
                 try: found = log_density(model, z, probes=probes, tolerance=tolerance, max_steps=500)
                 except FloatingPointError as error: row[name] = dict(error=str(error)[:200])
-                else: row[name] = dict(nats=found.log_prob.mean().item(), calls=found.nfe.double().mean().item())
+                else:
+                    nats, calls = (v.double().mean().item() for v in (found.log_prob, found.nfe))
+                    row[name] = dict(nats=nats, calls=calls)
         rows.append(row)
         print(row, flush=True)
     return dict(rows=rows)
@@ -169,7 +171,8 @@ variants = { # name: TF32, precision, channels last, checkpointing
     'bf16, channels last': (True, torch.bfloat16, True, False),
     'bf16, checkpointing': (True, torch.bfloat16, False, True),
     'bf16, compiled': (True, torch.bfloat16, False, False)}
-compiled = [(name, 'bf16, compiled') for name in ('vdm-cifar10', 'mulan-cifar10', 'vdm-fashion')[:None if big else 1]]
+to_compile = 'vdm-cifar10', 'mulan-cifar10', 'vdm-fashion'
+compiled = [(name, 'bf16, compiled') for name in to_compile[:None if big else 1]]
 
 def synchronize():
     if accelerator: torch.accelerator.synchronize()
@@ -200,10 +203,11 @@ def timed(steps, turns):
             synchronize()
             if turn >= 0: took[name].append(time.perf_counter() - start)
             if accelerator: held[name] = torch.cuda.max_memory_allocated() / 2**30
-    return {name: dict(seconds=median(v), least=min(v), most=max(v), gib=held.get(name)) for name, v in took.items()}
+    return {name: dict(seconds=median(v), least=min(v), most=max(v), gib=held.get(name))
+            for name, v in took.items()}
 
 def prepared(name, variant):
-    "A model on the device, its objective's step without the optimizer, its bare network's, and their operations."
+    "Steps of a preset's objective and of its bare network, no optimizer; their operations; what is set meanwhile."
     shape, n, changes = sizes[name]
     if not big: shape, n, changes = (shape[0], 8, 8), 2, toy
     fast, precision, last, checkpointing = variants[variant]
@@ -215,8 +219,9 @@ def prepared(name, variant):
     gamma = torch.zeros(n, *[1] * len(shape))
     z = torch.randn(n, *shape)
     first = lambda v: None if v is None else v[:1]
-    flops = dict(objective=operations(lambda: model(x[:1], y=first(y), check=False).loss.mean().backward()),
-                 bare=operations(lambda: model.net(z[:1], gamma[:1], w=first(w), y=first(y)).sum().backward()))
+    whole = lambda: model(x[:1], y=first(y), check=False).loss.mean().backward()
+    alone = lambda: model.net(z[:1], gamma[:1], w=first(w), y=first(y)).sum().backward()
+    flops = dict(objective=operations(whole), bare=operations(alone))
     model.zero_grad()
     model.to(device, memory_format=torch.channels_last if last else torch.contiguous_format)
     x, y, w, gamma, z = (None if v is None else v.to(device) for v in (x, y, w, gamma, z))
@@ -272,9 +277,9 @@ def compiled_row(name, variant):
 def compiling():
     "Processes that compile while other parts run, by preset and variant."
     env = dict(os.environ, TORCHINDUCTOR_COMPILE_THREADS='3')
-    start = lambda row: subprocess.Popen([sys.executable, __file__, '--row', '|'.join(row)], text=True, env=env,
-                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    return {row: start(row) for row in compiled}
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, __file__, '--row']
+    return {row: subprocess.Popen([*command, '|'.join(row)], env=env, **pipes) for row in compiled}
 
 def told(process, word, end):
     "The next line of a process after a word to it; nothing if it does not come in time."
@@ -322,13 +327,15 @@ def package(seconds):
     x = random_data(shape, 256, n).train.x.to(device)
     other = ContinuousTimeGaussianDiffusion(theirs, image_size=shape[-1]).to(device)
     ours = {name: Diffusion(nets[name], Linear(), Codec(256), shape).to(device) for name in kinds}
-    losses = dict(theirs=lambda: other(x / 255), **{name: lambda m=m: m(x, check=False).loss.mean() for name, m in ours.items()})
+    losses = {name: lambda m=m: m(x, check=False).loss.mean() for name, m in ours.items()}
+    losses['theirs'] = lambda: other(x / 255)
     def step(name):
         with torch.autocast(device.type, torch.bfloat16): loss = losses[name]()
         loss.backward()
         nets[name].zero_grad()
     with fast_products(True): found = timed({name: partial(step, name) for name in nets}, 10 if big else 1)
-    rows = [dict(network=name, width=widths.get(name, wide), flops=counted[name], **v) for name, v in found.items()]
+    rows = [dict(network=name, width=widths.get(name, wide), flops=counted[name], **v)
+            for name, v in found.items()]
     for row in rows: print(row, flush=True)
     forget()
     return dict(rows=rows, n=n)
@@ -380,8 +387,8 @@ def claim(seconds, images, seeds, steps, compile):
     "One schedule or one per pixel, times even or following the loss: all seeds of the four side by side."
     steps = steps or (20_000 if big else 8)
     with tempfile.TemporaryDirectory() as folder:
-        return dict(rows=together(cells, folder, seeds, steps, images, compile, end=time.monotonic() + seconds),
-                    steps=steps)
+        end = time.monotonic() + seconds
+        return dict(rows=together(cells, folder, seeds, steps, images, compile, end), steps=steps)
 
 def together(some, folder, seeds, steps, images, compile, end=None):
     "Reports of some recipes and all seeds, each in a process of its own; those that end in time."

@@ -108,7 +108,7 @@ class Diffusion(FullPrecision):
     def __init__(self, net: nn.Module,         # net(z_t, gamma, w=None, y=None), like z_t
                  schedule: Schedule,           # gamma(t, w)
                  codec: Codec | RealCodec,     # integers to [-1, 1], p(x|z_0)
-                 event_shape: tuple[int, ...], # shape of one example: (C, H, W) or (D,)
+                 event_shape: tuple[int, ...], # shape of one example: (C, ...) or (D,)
                  latent: Latent | None = None, # w of the image; none by default
                  prediction: Prediction = eps_prediction, # what the network answers
                  weighting: Weighting = elbo_weighting,   # of the training loss
