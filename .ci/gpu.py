@@ -207,7 +207,7 @@ def timed(steps, turns):
             for name, v in took.items()}
 
 def prepared(name, variant):
-    "Steps of a preset's objective and of its bare network, no optimizer; their operations; what is set meanwhile."
+    "Steps of a preset's objective and of its bare network, without optimizer; a row of them; what is set."
     shape, n, changes = sizes[name]
     if not big: shape, n, changes = (shape[0], 8, 8), 2, toy
     fast, precision, last, checkpointing = variants[variant]
