@@ -19,7 +19,7 @@ from .noise import alpha, diffuse, posterior, prior_kl
 from .schedules import FullPrecision, gamma_and_slope, Schedule
 from .objective import (discrete_rate, elbo_weighting, eps_error, eps_prediction,
                                  Prediction, to_x_eps, Weighting)
-from .processes import processes, Rows
+from .processes import fast_products, processes, Rows
 from .latents import Latent, NoLatent
 from .codec import Codec, RealCodec
 
@@ -111,7 +111,7 @@ class Diffusion(FullPrecision):
     def __init__(self, net: nn.Module,         # net(z_t, gamma, w=None, y=None), like z_t
                  schedule: Schedule,           # gamma(t, w)
                  codec: Codec | RealCodec,     # integers to [-1, 1], p(x|z_0)
-                 event_shape: tuple[int, ...], # shape of one example: (C, H, W) or (D,)
+                 event_shape: tuple[int, ...], # shape of one example: (C, ...) or (D,)
                  latent: Latent | None = None, # w of the image; none by default
                  prediction: Prediction = eps_prediction, # what the network answers
                  weighting: Weighting = elbo_weighting,   # of the training loss
@@ -165,12 +165,13 @@ def _check_weights(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; the mode that each part of the model had is restored. Raises
-    FloatingPointError for weights that are not finite."""
+    """Evaluation mode and exact products inside; the mode that each part of the model had is
+    restored. Raises FloatingPointError for weights that are not finite."""
     _check_weights(model)
     modes = {part: part.training for part in model.modules()}
     model.eval()
-    try: yield
+    try:
+        with fast_products(False): yield
     finally:
         for part, mode in modes.items(): part.training = mode
 

@@ -62,6 +62,24 @@ class _GroupNorm(nn.GroupNorm):
             own = self.weight.to(h.dtype), self.bias.to(h.dtype)
             return F.group_norm(h, self.num_groups, *own, self.eps)
 
+# %% ../nbs/11_nets.ipynb #7590c015
+def _along(dims: int, # axes of an event beside its channels
+           *kinds: type   # for one, two and three
+          ) -> type:
+    "What suits signals, images or volumes. Raises ValueError for other events."
+    if 1 <= dims <= 3: return kinds[dims - 1]
+    raise ValueError(f"events of {dims} axes beside their channels: give event_shape as (D,), "
+                     "(C, L), (C, H, W) or (C, D, H, W)")
+
+def _named(sides: tuple[int, ...]) -> str:
+    "What events of these sides are called."
+    kind = ('signals', 'images', 'volumes')[len(sides) - 1]
+    return f"{kind} of {'x'.join(map(str, sides))}"
+
+def _layout(ndim: int) -> torch.memory_format: # of a tensor with so many axes
+    "Channels last for images, as tensor cores like it; as it is for others."
+    return torch.channels_last if ndim == 4 else torch.contiguous_format
+
 # %% ../nbs/11_nets.ipynb #1a2cfcf0
 class Layers(NamedTuple):
     "How the layers of a network are made, and where their weights start."
@@ -69,6 +87,7 @@ class Layers(NamedTuple):
     eps: float = 1e-5  # added to the variance by a normalization
     bias: bool = True  # has the map of the condition a bias? Without one it starts at zero
     lecun: bool = False # do weights start from LeCun's normal, biases at zero? Else as torch's do
+    dims: int = 2 # axes of an event beside its channels: 1 of signals, 2 of images, 3 of volumes
 
     def norm(self, channels: int) -> nn.GroupNorm:
         "Group normalization. Raises ValueError unless groups hold two channels or more, alike."
@@ -81,6 +100,15 @@ class Layers(NamedTuple):
                              f"{groups}, the number of normalization groups: one that holds a "
                              "single channel would undo what is added to it")
         return _GroupNorm(groups, channels, self.eps)
+
+    def conv(self, n_in: int, n_out: int, side: int = 3, stride: int = 1) -> nn.Module:
+        "A convolution along all axes of the event, whose lengths it keeps or divides by stride."
+        kind = _along(self.dims, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        return kind(n_in, n_out, side, stride, padding=side // 2)
+
+    def halve(self) -> nn.Module:
+        "Means of two neighbours along every axis."
+        return _along(self.dims, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)(2)
 
     def active(self, channels: int) -> tuple[nn.Module, ...]:
         "Normalize and activate, what stands between two layers."
@@ -212,18 +240,18 @@ class _ResBlock(nn.Module):
         self.resize = nn.Identity() if resize is None else resize
         self.norm1 = layers.norm(n_in)
         self.norm2 = layers.norm(n_out)
-        self.conv1 = layers.start(nn.Conv2d(n_in, n_out, 3, padding=1))
-        self.conv2 = _zeroed(nn.Conv2d(n_out, n_out, 3, padding=1))
+        self.conv1 = layers.start(layers.conv(n_in, n_out))
+        self.conv2 = _zeroed(layers.conv(n_out, n_out))
         self.cond = layers.told(cond, n_out * (1 + modulate))
         self.dropout = nn.Dropout(dropout)
         self.skip = nn.Identity()
-        if n_in != n_out: self.skip = layers.start(nn.Conv2d(n_in, n_out, 1))
+        if n_in != n_out: self.skip = layers.start(layers.conv(n_in, n_out, 1))
 
 # %% ../nbs/11_nets.ipynb #ecba1db8
 @patch
 def told(self: _ResBlock, r: Tensor, c: Tensor) -> Tensor: # like r
     "Normalized features that have heard the condition."
-    c = self.cond(c)[:, :, None, None]
+    c = self.cond(c).reshape(len(c), -1, *[1] * (r.ndim - 2))
     if not self.modulate: return self.norm2(r + c)
     scale, shift = c.chunk(2, 1)
     return self.norm2(r) * (1 + scale) + shift
@@ -236,15 +264,15 @@ def forward(self: _ResBlock, h: Tensor, c: Tensor) -> Tensor:
 
 # %% ../nbs/11_nets.ipynb #5fee7c4c
 class _Attention(nn.Module):
-    "Residual self-attention over the pixels of (B, C, H, W); C is a multiple of 4."
+    "Residual self-attention over all places of (B, C, ...); C is a multiple of 4."
     def __init__(self, channels: int,   # C
                  heads: int = 1,  # each of C / heads channels
                  layers: Layers = Layers()): # how they are made
         super().__init__()
         self.heads = heads
         self.norm = layers.norm(channels)
-        self.qkv = layers.start(nn.Conv2d(channels, 3 * channels, 1))
-        self.out = _zeroed(nn.Conv2d(channels, channels, 1))
+        self.qkv = layers.start(layers.conv(channels, 3 * channels, 1))
+        self.out = _zeroed(layers.conv(channels, channels, 1))
 
     def forward(self, h: Tensor) -> Tensor:
         qkv = self.qkv(self.norm(h)).flatten(2).unflatten(1, (3, self.heads, -1))
@@ -272,9 +300,10 @@ def _across(down: Iterable, middle: Iterable, up: Iterable, h: Tensor, c: Tensor
 
 # %% ../nbs/11_nets.ipynb #40d70814
 class UNet(_Denoiser):
-    """VDM's U-Net without down-sampling, (B, C, H, W) to the same; VDM notes section 2.4. Raises
-    ValueError for labels without classes and latents of another width."""
-    def __init__(self, in_channels: int,       # channels of the image
+    """VDM's U-Net without down-sampling, (B, C, H, W) to the same, or (B, C, L) or (B, C, D, H, W);
+    VDM notes section 2.4. Raises ValueError for labels without classes and latents of another
+    width."""
+    def __init__(self, in_channels: int,       # channels of the image, signal or volume
                  channels: int = 128,    # width
                  blocks: int = 32,       # residual blocks going in
                  fourier: tuple[float, ...] = (7, 8), # exponents of the Fourier features
@@ -283,7 +312,7 @@ class UNet(_Denoiser):
                  attention: bool = True, # attend in the middle?
                  latent: int = 0,        # numbers in w, 0 to ignore it
                  gamma_map: bool = False, # show the noise level of each pixel?
-                 position: tuple[int, int] | None = None, # sides of a learned position map
+                 position: tuple[int, ...] | None = None, # sides of a learned position map
                  # does the condition set scale and shift of every block, or is it added?
                  modulate: bool = False,
                  everywhere: bool = False, # attend behind every block going in and out too?
@@ -298,26 +327,27 @@ class UNet(_Denoiser):
         def stage(n_in):
             if not everywhere: return block(n_in)
             return nn.ModuleList([block(n_in), _Attention(channels, layers=layers)])
-        self.conv_in = layers.start(nn.Conv2d(self.seen, channels, 3, padding=1))
+        self.conv_in = layers.start(layers.conv(self.seen, channels))
         self.position = nn.Parameter(torch.zeros(channels, *position)) if position else None
         self.down = nn.ModuleList(stage(channels) for _ in range(blocks))
         self.up = nn.ModuleList(stage(2 * channels) for _ in range(blocks + 1))
         self.mid = nn.ModuleList([block(channels), block(channels)])
         self.attention = _Attention(channels, layers=layers) if attention else nn.Identity()
-        last = _zeroed(nn.Conv2d(channels, in_channels, 3, padding=1))
+        last = _zeroed(layers.conv(channels, in_channels))
         self.out = nn.Sequential(*layers.active(channels), last)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=_layout(2 + layers.dims))
 
 # %% ../nbs/11_nets.ipynb #6565a886
 @patch
-def forward(self: UNet, z_t: Tensor, # noisy data (B, C, H, W)
+def forward(self: UNet, z_t: Tensor, # noisy data (B, C, ...)
             gamma: Tensor,           # noise level, broadcastable to z_t
             w: Tensor | None = None, # latent (B, latent)
             y: Tensor | None = None  # class labels (B,), -1 for none
            ) -> Tensor:              # like z_t
     "The network's answer."
     c = self.condition(gamma, w, y).expand(len(z_t), -1)
-    h = self.conv_in(self.see(z_t, gamma).contiguous(memory_format=torch.channels_last))
+    seen = self.see(z_t, gamma)
+    h = self.conv_in(seen.contiguous(memory_format=_layout(seen.ndim)))
     if self.position is not None: h = h + self.position
     middle = self.mid[0], self.attention, self.mid[1]
     return z_t + self.out(_across(self.down, middle, self.up, h, c))
@@ -329,14 +359,15 @@ class _Kit(NamedTuple):
     dropout: float             # in the residual blocks
     attention: tuple[int, ...] # levels that attend
     head_channels: int         # channels per head
+    layers: Layers = Layers()  # how they are made
 
     def block(self, n_in: int, n_out: int, resize: nn.Module | None = None) -> _ResBlock:
         "A residual block, modulated."
-        return _ResBlock(n_in, n_out, self.cond, self.dropout, True, resize)
+        return _ResBlock(n_in, n_out, self.cond, self.dropout, True, resize, self.layers)
 
     def attend(self, n: int) -> _Attention:
         "Attention over n channels."
-        return _Attention(n, max(1, n // self.head_channels))
+        return _Attention(n, max(1, n // self.head_channels), self.layers)
 
     def stage(self, n_in: int, n_out: int, level: int) -> nn.ModuleList:
         "A residual block, and attention where its level attends."
@@ -354,7 +385,7 @@ def _inward(kit: _Kit,
         for _ in range(blocks):
             yield kit.stage(n, width, level), width
             n = width
-        if level + 1 < len(widths): yield nn.ModuleList([kit.block(n, n, nn.AvgPool2d(2))]), n
+        if level + 1 < len(widths): yield nn.ModuleList([kit.block(n, n, kit.layers.halve())]), n
 
 # %% ../nbs/11_nets.ipynb #73f99f0c
 def _outward(kit: _Kit,
@@ -373,9 +404,10 @@ def _outward(kit: _Kit,
 
 # %% ../nbs/11_nets.ipynb #7180f13c
 class ADM(_Denoiser):
-    """U-Net with down-sampling, (B, C, H, W) to the same; VDM++ appendix H. Raises ValueError for
-    sides that cannot be halved, labels without classes and latents of another width."""
-    def __init__(self, in_channels: int,      # channels of the image
+    """U-Net with down-sampling, (B, C, H, W) to the same, or (B, C, L) or (B, C, D, H, W); VDM++
+    appendix H. Raises ValueError for sides that cannot be halved, labels without classes and latents
+    of another width."""
+    def __init__(self, in_channels: int,      # channels of the image, signal or volume
                  channels: int = 192,   # width of the first level
                  blocks: int = 3,       # residual blocks per level going in
                  multipliers: tuple[int, ...] = (1, 2, 3, 4), # of the width, one per level
@@ -385,30 +417,31 @@ class ADM(_Denoiser):
                  classes: int = 0,      # number of class labels, 0 for none
                  fourier: tuple[float, ...] = (), # exponents of the Fourier features
                  latent: int = 0,       # numbers in w, 0 to ignore it
-                 gamma_map: bool = False): # show the noise level of each pixel?
+                 gamma_map: bool = False, # show the noise level of each pixel?
+                 layers: Layers = Layers()): # how they are made
         condition = _Condition(channels, 4 * channels, classes, latent)
         super().__init__(in_channels, condition, fourier, gamma_map)
-        kit = _Kit(4 * channels, dropout, tuple(attention), head_channels)
+        kit = _Kit(4 * channels, dropout, tuple(attention), head_channels, layers)
         widths = [m * channels for m in multipliers]
         self.levels = len(multipliers)
-        self.conv_in = nn.Conv2d(self.seen, channels, 3, padding=1)
+        self.conv_in = layers.conv(self.seen, channels)
         stages, sizes = zip(*_inward(kit, channels, widths, blocks))
         self.down = nn.ModuleList(stages)
         self.up = nn.ModuleList()
         deep = widths[-1]
         self.mid = nn.ModuleList([kit.block(deep, deep), kit.attend(deep), kit.block(deep, deep)])
         self.up.extend(_outward(kit, widths, blocks, [channels, *sizes]))
-        answer = _zeroed(nn.Conv2d(widths[0], in_channels, 3, padding=1))
-        self.out = nn.Sequential(*Layers().active(widths[0]), answer)
-        self.to(memory_format=torch.channels_last)
+        answer = _zeroed(layers.conv(widths[0], in_channels))
+        self.out = nn.Sequential(*layers.active(widths[0]), answer)
+        self.to(memory_format=_layout(2 + layers.dims))
 
 # %% ../nbs/11_nets.ipynb #e6b20022
 @patch
-def fits(self: ADM, height: int, width: int) -> None:
-    "Raises ValueError unless both sides of an image can be halved often enough."
+def fits(self: ADM, *sides: int) -> None:
+    "Raises ValueError unless all sides of an event can be halved often enough."
     small = 2**(self.levels - 1)
-    if height % small or width % small:
-        raise ValueError(f"images of {height}x{width} cannot be halved {self.levels - 1} "
+    if any(side % small for side in sides):
+        raise ValueError(f"{_named(sides)} cannot be halved {self.levels - 1} "
                          f"times: give fewer multipliers, or sides divisible by {small}")
 
 # %% ../nbs/11_nets.ipynb #e6bc25f1
@@ -416,20 +449,27 @@ def fits(self: ADM, height: int, width: int) -> None:
 def forward(self: ADM, z_t: Tensor, gamma: Tensor,
             w: Tensor | None = None, y: Tensor | None = None) -> Tensor:
     "The network's answer, like z_t; raises ValueError for sides that cannot be halved."
-    self.fits(*z_t.shape[-2:])
+    self.fits(*z_t.shape[2:])
     c = self.condition(gamma, w, y).expand(len(z_t), -1)
-    h = self.conv_in(self.see(z_t, gamma).contiguous(memory_format=torch.channels_last))
+    seen = self.see(z_t, gamma)
+    h = self.conv_in(seen.contiguous(memory_format=_layout(seen.ndim)))
     return self.out(_across(self.down, self.mid, self.up, h, c))
 
 # %% ../nbs/11_nets.ipynb #6a4fafea
-def _places(rows: int, columns: int,
-            channels: int # a multiple of four
-           ) -> Tensor:   # (rows * columns, channels)
-    "Sines and cosines of row and column of each token, @eq-places."
-    omega = torch.logspace(0, -4, channels // 4 + 1)[:-1]
-    r, c = (torch.arange(n)[:, None] * omega for n in (rows, columns))
-    waves = [torch.cat([v.sin(), v.cos()], 1) for v in (r, c)]
-    return torch.cat([waves[0].repeat_interleave(columns, 0), waves[1].repeat(rows, 1)], 1)
+def _places(sizes: tuple[int, ...], # tokens along every axis
+            channels: int
+           ) -> Tensor:             # (tokens, channels)
+    "Sines and cosines of a token's place along every axis, @eq-places, zeros where none are left."
+    axes = len(sizes)
+    waves = channels // (2 * axes)
+    omega = torch.logspace(0, -4, waves + 1)[:-1]
+    known = []
+    for axis, n in enumerate(sizes):
+        angle = torch.arange(n)[:, None] * omega
+        wave = torch.cat([angle.sin(), angle.cos()], 1)
+        shape = *[1] * axis, n, *[1] * (axes - axis - 1), 2 * waves
+        known.append(wave.reshape(shape).expand(*sizes, -1))
+    return F.pad(torch.cat(known, -1).flatten(0, -2), (0, channels - 2 * axes * waves))
 
 # %% ../nbs/11_nets.ipynb #16964bde
 class _Tokens(nn.Module):
@@ -459,10 +499,11 @@ class _Tokens(nn.Module):
 
 # %% ../nbs/11_nets.ipynb #3de0780e
 class DiT(_Denoiser):
-    """Transformer over patches, (B, C, H, W) to the same; Peebles and Xie 2023. Raises ValueError
-    for sides that cannot be cut, labels without classes and latents of another width."""
-    def __init__(self, in_channels: int, # channels of the image
-                 size: tuple[int, int],  # its height and width
+    """Transformer over patches, (B, C, H, W) to the same, or (B, C, L) or (B, C, D, H, W); Peebles
+    and Xie 2023. Raises ValueError for sides that cannot be cut, labels without classes and latents
+    of another width."""
+    def __init__(self, in_channels: int, # channels of the image, signal or volume
+                 size: tuple[int, ...],  # its sides
                  channels: int = 384,    # width, a multiple of 4 and of the heads
                  blocks: int = 12,
                  patch: int = 2,         # side of a patch
@@ -476,19 +517,31 @@ class DiT(_Denoiser):
         if channels % 4 or channels % heads:
             raise ValueError(f"channels={channels}: give a multiple of 4 and of its {heads} heads")
         if patch < 1 or any(side % patch for side in size):
-            raise ValueError(f"patch={patch}: images of {size[0]}x{size[1]} cannot be cut, give a "
-                             "divisor of both sides")
+            raise ValueError(f"patch={patch}: {_named(size)} cannot be cut, give a divisor "
+                             f"of {'both' if len(size) == 2 else 'all'} sides")
         condition = _Condition(channels, channels, classes, latent)
         super().__init__(in_channels, condition, fourier, gamma_map)
         self.patch = patch
-        self.cut = nn.Conv2d(self.seen, channels, patch, stride=patch)
-        places = _places(*(side // patch for side in size), channels)
+        conv = _along(len(size), nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        self.cut = conv(self.seen, channels, patch, stride=patch)
+        places = _places(tuple(side // patch for side in size), channels)
         self.register_buffer('places', places, persistent=False)
         self.blocks = nn.ModuleList(_Tokens(channels, heads, channels, dropout)
                                     for _ in range(blocks))
         self.norm = nn.LayerNorm(channels, elementwise_affine=False)
         self.told = _zeroed(nn.Linear(channels, 2 * channels))
-        self.out = _zeroed(nn.Linear(channels, patch**2 * in_channels))
+        self.out = _zeroed(nn.Linear(channels, patch**len(size) * in_channels))
+
+# %% ../nbs/11_nets.ipynb #965929ee
+def _assembled(patches: Tensor, # (B, C p..., tokens along every axis)
+               p: int           # side of a patch
+              ) -> Tensor:      # (B, C, *sides)
+    "Patches side by side."
+    tokens = patches.shape[2:]
+    axes = len(tokens)
+    cut = patches.unflatten(1, (-1, *[p] * axes))
+    order = [side for axis in range(axes) for side in (2 + axes + axis, 2 + axis)]
+    return cut.permute(0, 1, *order).reshape(*cut.shape[:2], *(p * n for n in tokens))
 
 # %% ../nbs/11_nets.ipynb #8825e3c4
 @patch
@@ -501,7 +554,7 @@ def forward(self: DiT, z_t: Tensor, gamma: Tensor,
     for block in self.blocks: h = block(h, c)
     shift, scale = self.told(c)[:, None].chunk(2, 2)
     answer = self.out(self.norm(h) * (1 + scale) + shift).mT.unflatten(2, cut.shape[2:])
-    return z_t + F.pixel_shuffle(answer, self.patch)
+    return z_t + _assembled(answer, self.patch)
 
 # %% ../nbs/11_nets.ipynb #67695c69
 class MLP(_Denoiser):
@@ -533,7 +586,7 @@ def forward(self: MLP, z_t: Tensor, gamma: Tensor,
 
 # %% ../nbs/11_nets.ipynb #5ec9c5c2
 def _halved(size: tuple[int, ...]) -> list[tuple[int, ...]]:
-    "Height and width, halved until neither is longer than four pixels."
+    "The sides of an event, halved until none is longer than four."
     sizes = [tuple(size)]
     while max(sizes[-1]) > 4: sizes.append(tuple((s + 1) // 2 for s in sizes[-1]))
     return sizes
@@ -545,29 +598,30 @@ def _two_layers(n_in: int, width: int) -> list[nn.Module]:
     return [first, nn.SiLU(), second, nn.LayerNorm(width), nn.SiLU()]
 
 # %% ../nbs/11_nets.ipynb #967ca88e
-def _reader(channels: int,     # of the image
-            size: tuple[int, ...], # height and width
+def _reader(channels: int,     # of the event
+            size: tuple[int, ...], # its sides
             width: int         # of the first layer
            ) -> tuple[nn.Sequential, int]: # layers, numbers they answer with
     "The convolutions of an encoder."
     n = width
+    made = Layers(dims=len(size))
     sizes = _halved(size)
-    layers = [nn.Conv2d(channels, n, 3, padding=1)]
+    layers = [made.conv(channels, n)]
     for _ in sizes[1:]:
-        layers += [*Layers().active(n), nn.Conv2d(n, 2 * width, 3, stride=2, padding=1)]
+        layers += [*made.active(n), made.conv(n, 2 * width, stride=2)]
         n = 2 * width
-    layers = nn.Sequential(*layers, *Layers().active(n), nn.Flatten())
-    return layers.to(memory_format=torch.channels_last), n * math.prod(sizes[-1])
+    layers = nn.Sequential(*layers, *made.active(n), nn.Flatten())
+    return layers.to(memory_format=_layout(2 + made.dims)), n * math.prod(sizes[-1])
 
 # %% ../nbs/11_nets.ipynb #a627776a
 class Encoder(nn.Module):
-    "Image (B, C, H, W) or vector (B, D), coded to [-1, 1], to the parameters of q(w|x), (B, out)."
+    "Image, signal, volume or vector, coded to [-1, 1], to the parameters of q(w|x), (B, out)."
     def __init__(self, event_shape: tuple[int, ...], # shape of one example
                  out: int,            # parameters of q(w|x)
                  channels: int = 32,  # width
                  scale: float = 0.1): # of the last layer's first weights
         super().__init__()
-        if len(event_shape) == 3:
+        if len(event_shape) > 1:
             c, *size = event_shape
             self.layers, numbers = _reader(c, size, channels)
         else:
@@ -619,19 +673,20 @@ class UNetEncoder(_Denoiser):
 
 # %% ../nbs/11_nets.ipynb #86e98465
 def _writer(latent: int,       # numbers in w
-            channels: int,     # of the image
-            size: tuple[int, ...], # height and width
+            channels: int,     # of the event
+            size: tuple[int, ...], # its sides
             width: int         # of the last layer
            ) -> nn.Sequential:
     "The convolutions of a decoder, those of an encoder mirrored."
     *larger, smallest = _halved(size)
+    made = Layers(dims=len(smallest))
     n = width * 2**len(larger)
     layers = [nn.Linear(latent, n * math.prod(smallest)), nn.Unflatten(1, (n, *smallest))]
     for size in reversed(larger):
-        layers += [*Layers().active(n), nn.Upsample(size), nn.Conv2d(n, n // 2, 3, padding=1)]
+        layers += [*made.active(n), nn.Upsample(size), made.conv(n, n // 2)]
         n //= 2
-    layers += [*Layers().active(n), nn.Conv2d(n, channels, 3, padding=1)]
-    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
+    layers += [*made.active(n), made.conv(n, channels)]
+    return nn.Sequential(*layers).to(memory_format=_layout(2 + made.dims))
 
 # %% ../nbs/11_nets.ipynb #df84bcf8
 class Decoder(nn.Module):
@@ -644,7 +699,7 @@ class Decoder(nn.Module):
                  channels: int = 32): # width of its last layers, the encoder's of its first
         super().__init__()
         self.latent = latent
-        if len(event_shape) == 3:
+        if len(event_shape) > 1:
             c, *size = event_shape
             self.layers = _writer(latent, c, size, channels)
         else:

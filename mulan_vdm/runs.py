@@ -68,10 +68,6 @@ class Run:
         return sorted(self.path.glob('*.png'))
 
 # %% ../nbs/14_runs.ipynb #d7210dff
-def _brief(said: object) -> str:
-    "What somebody else has to say, in one line that is not too long."
-    return ' '.join(str(said).split())[:200]
-
 def _open_folder(path: Path | str, within: int | None = None) -> int: # an open folder; handle
     "Opens a folder, in another one not through a link; raises OSError."
     followed = 0 if within is None else os.O_NOFOLLOW
@@ -169,6 +165,7 @@ def _folder(self: Run,
             opened.callback(os.close, folder)
         yield folder
 
+# %% ../nbs/14_runs.ipynb #bd878633
 @patch
 @contextlib.contextmanager
 def _naming(self: Run, name: str, step: int | None = None) -> Iterator[None]: # file; of a save
@@ -207,6 +204,11 @@ def _check_regular(path: Path, found: os.stat_result) -> None:
     "Raises ValueError for a pipe, a device or a folder."
     if not stat.S_ISREG(found.st_mode):
         raise ValueError(f"{path} is no regular file: move it away, or restore it from a copy")
+
+# %% ../nbs/14_runs.ipynb #e6709cd4
+def _brief(said: object) -> str:
+    "What somebody else has to say, in one line that is not too long."
+    return ' '.join(str(said).split())[:200]
 
 def _parsed(path: Path,
             content: bytes, # of that file
@@ -275,9 +277,6 @@ def _packed(tensors: dict[str, Tensor],
 class _Unfit(ValueError):
     "A file that holds no checkpoint, or not the one that was written."
 
-class _Other(_Unfit):
-    "A checkpoint of another model."
-
 def _check_sums(header: dict[str, str], names: list[str], tensors: dict[str, Tensor]) -> None:
     "Raises _Unfit for a file without sums, or a header or a tensor that differs from its sum."
     sums = json.loads(header.get('sums', '{}'))
@@ -344,6 +343,7 @@ def _misfit(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> str | None:
 def _nonsense(tensors: dict[str, Tensor]) -> str | None:
     "The first tensor whose numbers no training can have; None if there is none."
     for k, v in tensors.items():
+        if v.dtype not in _types: return f'{k} is {_kind(v)}, which no training has,'
         if not v.isfinite().all(): return f'{k} is not finite'
         if k.startswith(('model.', 'ema.')) and v.numel() and v.abs().max() > 1e19:
             return f'{k} is beyond 1e19, whose square no step can compute with,'
@@ -352,6 +352,18 @@ def _nonsense(tensors: dict[str, Tensor]) -> str | None:
             return f'{k} is negative'
 
 # %% ../nbs/14_runs.ipynb #a526795d
+@patch
+def _settle(self: Run, folder: int) -> None:
+    "The log is on the disk, and the configuration there, before a checkpoint is."
+    with contextlib.suppress(FileNotFoundError):
+        log = os.open(self.files['log'], os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=folder)
+        try: os.fsync(log)
+        finally: os.close(log)
+    if self._config is None: return
+    try: os.stat(self.files['config'], dir_fd=folder)
+    except FileNotFoundError: _write_whole(folder, self.files['config'], [self._config])
+
+# %% ../nbs/14_runs.ipynb #eeef693c
 @patch
 def save(self: Run,
          tensors: dict[str, Tensor], # by prefixed name
@@ -369,16 +381,18 @@ def save(self: Run,
         self._settle(folder)
         with self._folder(below) as place: _write_whole(place, last, _packed(tensors, step), keep)
 
-@patch
-def _settle(self: Run, folder: int) -> None:
-    "The log is on the disk, and the configuration there, before a checkpoint is."
-    with contextlib.suppress(FileNotFoundError):
-        log = os.open(self.files['log'], os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=folder)
-        try: os.fsync(log)
-        finally: os.close(log)
-    if self._config is None: return
-    try: os.stat(self.files['config'], dir_fd=folder)
-    except FileNotFoundError: _write_whole(folder, self.files['config'], [self._config])
+# %% ../nbs/14_runs.ipynb #e7e2b2bd
+def _read_whole(path: Path, prefixes: tuple[str, ...], remedy: str
+               ) -> tuple[dict[str, Tensor], int]:
+    "Tensors by today's names, and steps; raises OSError, ValueError naming the file and the remedy."
+    try: tensors, step = _read_tensors(path, prefixes)
+    except _Unfit as e: said = _brief(e)
+    except OSError as e:
+        raise type(e)(f"{path} could not be read ({_brief(e)}): allow reading it") from None
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as e:
+        said = f'truncated or damaged ({_brief(e)})'
+    else: return _named_today(tensors), step
+    raise ValueError(f"{path}: {said}: {remedy}")
 
 # %% ../nbs/14_runs.ipynb #7a2f4c87
 @patch
@@ -399,21 +413,12 @@ def load(self: Run,
         if previous: remedy = 'leave out --previous'
         elif remedy.startswith('restore'): remedy = 'train first, or name another run folder'
         raise FileNotFoundError(f"no checkpoint at {path}: {remedy}")
-    try:
-        tensors, step = _read_tensors(path, prefixes)
-        tensors = _named_today(tensors)
-        if like is not None and (misfit := _misfit(tensors, like)): raise _Other(misfit)
-        if nonsense := _nonsense(tensors): raise _Unfit(nonsense)
-        return {k: v.to(device) for k, v in tensors.items()}, step
-    except _Other as e:
-        raise ValueError(f"{path} belongs to another model: {_brief(e)}: build the model that its "
-                         "config.json names, or restore both from one copy") from None
-    except _Unfit as e: said = _brief(e)
-    except OSError as e:
-        raise type(e)(f"{path} could not be read ({_brief(e)}): allow reading it") from None
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as e:
-        said = f'truncated or damaged ({_brief(e)})'
-    raise ValueError(f"{path}: {said}: {remedy}")
+    tensors, step = _read_whole(path, prefixes, remedy)
+    if like is not None and (misfit := _misfit(tensors, like)):
+        raise ValueError(f"{path} belongs to another model: {_brief(misfit)}: build the model that "
+                         "its config.json names, or restore both from one copy")
+    if nonsense := _nonsense(tensors): raise ValueError(f"{path}: {_brief(nonsense)}: {remedy}")
+    return {k: v.to(device) for k, v in tensors.items()}, step
 
 # %% ../nbs/14_runs.ipynb #8e806a5f
 @patch
@@ -476,20 +481,6 @@ def start(self: Run,
     if self._held is None: self.path.mkdir(parents=True, exist_ok=True)
     self._write(self.files['config'], [self._config])
 
-# %% ../nbs/14_runs.ipynb #c79ee3ac
-@patch
-def revise(self: Run,
-           config: dict,        # what the run goes on with
-           step: int,           # steps done without it
-           changed: dict[str, list] # [old, new] of each training setting that differs
-          ) -> None:
-    "Lays other settings over the stored ones, and keeps under `history` which changed, and when."
-    old = self.config
-    history = old.get('history', []) + ([dict(step=step, changed=changed)] if changed else [])
-    new = {**old, **config, **(dict(history=history) if history else {})}
-    self._config = _json(self.files['config'], new)
-    self._write(self.files['config'], [self._config])
-
 # %% ../nbs/14_runs.ipynb #0ac246c8
 @patch(as_prop=True)
 def config(self: Run) -> dict:
@@ -506,6 +497,28 @@ def config(self: Run) -> dict:
         if not isinstance(found.get(part, {}), dict):
             raise ValueError(f"{path}: {part} is no JSON object: restore it from a copy")
     return found
+
+# %% ../nbs/14_runs.ipynb #c79ee3ac
+@patch
+def revise(self: Run,
+           config: dict,        # what the run goes on with
+           step: int,           # steps done without it
+           changed: dict[str, list] # [old, new] of each training setting that differs
+          ) -> None:
+    "Lays other settings over the stored ones, and keeps under `history` which changed, and when."
+    old = self.config
+    history = old.get('history', []) + ([dict(step=step, changed=changed)] if changed else [])
+    new = {**old, **config, **(dict(history=history) if history else {})}
+    self._config = _json(self.files['config'], new)
+    self._write(self.files['config'], [self._config])
+
+# %% ../nbs/14_runs.ipynb #a898e9f0
+@patch
+def _take_back(self: Run) -> None:
+    "Removes the configuration of a run that was started by this object and has nothing else."
+    kept = {self.files['log'], self._parts('last')[0]}
+    if self._config is not None and not kept & set(os.listdir(self._held)):
+        with contextlib.suppress(OSError): os.unlink(self.files['config'], dir_fd=self._held)
 
 # %% ../nbs/14_runs.ipynb #ec1d7da0
 @patch
@@ -534,13 +547,6 @@ def lock(self: Run) -> Iterator[None]:
         if self._held == handle: self._held = None
         os.close(handle)
 
-@patch
-def _take_back(self: Run) -> None:
-    "Removes the configuration of a run that was started by this object and has nothing else."
-    kept = {self.files['log'], self._parts('last')[0]}
-    if self._config is not None and not kept & set(os.listdir(self._held)):
-        with contextlib.suppress(OSError): os.unlink(self.files['config'], dir_fd=self._held)
-
 # %% ../nbs/14_runs.ipynb #a6eb8c9e
 @patch
 def log(self: Run, line: str) -> None:
@@ -554,6 +560,7 @@ def log(self: Run, line: str) -> None:
             _write_all(handle, (line + '\n').encode())
         finally: os.close(handle)
 
+# %% ../nbs/14_runs.ipynb #6321502f
 def _line(text: bytes) -> dict[str, float | None] | None: # None for what is none
     "A line of the log."
     try: found = json.loads(text)
@@ -623,6 +630,7 @@ def _said(kind: Any) -> str:
     "An annotation in words."
     return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
 
+# %% ../nbs/14_runs.ipynb #c46a7e13
 @patch
 def arguments(self: Run,
               part: str, # of the configuration: data, model or fit
@@ -686,12 +694,12 @@ def load_run(path: Path | str # run folder, `mulan-digits`, which comes with the
     model.card = _card(run, steps)
     return model.eval(), config, steps
 
-# %% ../nbs/14_runs.ipynb #306d7654
 @patch
 def model(self: Run) -> Diffusion: # in evaluation mode
     "The averaged model; raises what `load_run` raises."
     return load_run(self)[0]
 
+# %% ../nbs/14_runs.ipynb #1557940a
 @patch
 def check_data(self: Run, data: Data) -> None:
     """Raises ValueError for other data than the run was started with; a run of version 0.1.0 does
@@ -710,6 +718,7 @@ def _mirrored(self: Run) -> bool:
     changed = [part.get('changed', {}) for part in config.get('history', [])]
     return bool(config.get('fit', {}).get('flip')) or any('flip' in names for names in changed)
 
+# %% ../nbs/14_runs.ipynb #6fa8427c
 @patch
 def data(self: Run) -> Data:
     """The data that the run was trained on. Raises FileNotFoundError if they are gone, ValueError if
@@ -747,6 +756,11 @@ def _turn(self: Run) -> Iterator[None]:
     finally:
         if place is not None: os.close(place)
 
+# %% ../nbs/14_runs.ipynb #935ea22b
+_sum_of_arrays = 'per_image_sha256' # in a report
+
+def _sum(content: bytes) -> str: return hashlib.sha256(content).hexdigest()
+
 @patch
 def write_report(self: Run,
                  report: dict,
@@ -764,10 +778,6 @@ def write_report(self: Run,
     with self._turn():
         if arrays: self._write(beside, [content])
         return self._write(name, [text])
-
-_sum_of_arrays = 'per_image_sha256' # in a report
-
-def _sum(content: bytes) -> str: return hashlib.sha256(content).hexdigest()
 
 # %% ../nbs/14_runs.ipynb #e376e361
 _bound = dict(data=str, system=str, n=int, steps=int, params=int, seconds=float, bpd=float,
@@ -794,6 +804,7 @@ def report(self: Run, kind: str = '') -> dict | None: # None if there is none
         raise ValueError(f"{path} has no terms, mean and error of each: {remedy}")
     return found
 
+# %% ../nbs/14_runs.ipynb #7919db26
 def _arrays(content: bytes) -> dict[str, np.ndarray]: # each (N,), bpd among them
     "Arrays of an npz file; raises all that numpy raises."
     with np.load(io.BytesIO(content)) as found:

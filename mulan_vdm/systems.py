@@ -100,7 +100,7 @@ def system_of(config: dict) -> Callable[..., Diffusion]:
                      "module that registers it, at the command line by --plugin")
 
 # %% ../nbs/13_systems.ipynb #3146b3e7
-def noise_schedule(event_shape: tuple[int, ...], # shape of one example: (C, H, W) or (D,)
+def noise_schedule(event_shape: tuple[int, ...], # shape of one example: (C, ...) or (D,)
                    schedule: str = 'linear', # linear, monotone, adaptive, or one of `schedules`
                    # gamma(0), or where it starts; by default a sixth of a level of noise is left
                    gamma_min: float | None = None,
@@ -115,7 +115,7 @@ def noise_schedule(event_shape: tuple[int, ...], # shape of one example: (C, H, 
 styles = dict(ours=Layers(), released=released)
 networks = dict(unet=UNet, adm=ADM, dit=DiT)
 
-def denoiser(event_shape: tuple[int, ...], # shape of one example: (C, H, W) or (D,)
+def denoiser(event_shape: tuple[int, ...], # shape of one example: (C, ...) or (D,)
              # unet, adm, with down-sampling, or dit, a transformer; vectors have their own
              network: str = 'unet',
              channels: int = 128,   # width of the network, of the first level of adm
@@ -138,23 +138,24 @@ def denoiser(event_shape: tuple[int, ...], # shape of one example: (C, H, W) or 
              style: str = 'ours',   # ours, or released: as VDM and MuLAN released their networks
              ends: tuple[float, float] = (-13.3, 5.) # of gamma, between which `released` embeds it
             ) -> nn.Module:
-    """Denoiser of images or vectors by name. Raises ValueError for unknown names, images that
-    cannot be halved or cut, and parts or styles that the network does not have."""
+    """Denoiser of images, signals, volumes or vectors by name. Raises ValueError for unknown names,
+    events of other axes, or that cannot be halved or cut, and parts or styles that the network
+    does not have."""
     choose('network', network, networks)
-    layers = choose('style', style, styles)
     fourier = tuple(fourier or ())
     c, *size = event_shape
+    layers = choose('style', style, styles)._replace(dims=len(size))
     if network != 'unet' and (position or everywhere):
         raise ValueError(f"network={network!r} has no position map and attends where it is told: "
                          "leave out position and everywhere, or take network='unet'")
-    if style == 'released' and (network != 'unet' or not size):
+    if style == 'released' and (network != 'unet' or len(size) != 2):
         raise ValueError("style='released' is VDM's U-Net for images: take network='unet', or "
                          "style='ours'")
     if not size: return MLP(c, channels, blocks, fourier, classes, reads, gamma_map)
     if network == 'adm':
         if attention is True: attention = range(1, len(multipliers)) # all but the first
         net = ADM(c, channels, blocks, tuple(multipliers), tuple(attention or ()), dropout=dropout,
-                  classes=classes, fourier=fourier, latent=reads, gamma_map=gamma_map)
+                  classes=classes, fourier=fourier, latent=reads, gamma_map=gamma_map, layers=layers)
         net.fits(*size)
         return net
     if network == 'dit':
@@ -182,7 +183,7 @@ def _ends(arguments: dict[str, Any]) -> tuple[float, float]: # of a system
 @system
 @delegates(denoiser, but=_settled)
 @delegates(noise_schedule, keep=True)
-def vdm(event_shape: tuple[int, ...], # shape of one example: (C, H, W) or (D,)
+def vdm(event_shape: tuple[int, ...], # shape of one example: (C, ...) or (D,)
         vocab: int | None,         # number of levels; None for real-valued data
         learn_ends: bool | None = None, # are the ends learned? By default where the schedule can
         variance: bool = False,    # does a monotone interior minimize the variance of the loss?
@@ -197,7 +198,7 @@ def vdm(event_shape: tuple[int, ...], # shape of one example: (C, H, W) or (D,)
     return Diffusion(net, schedule, codec, event_shape, prediction=target, variance=variance)
 
 # %% ../nbs/13_systems.ipynb #050bb886
-def make_latent(event_shape: tuple[int, ...], # shape of one example: (C, H, W) or (D,)
+def make_latent(event_shape: tuple[int, ...], # shape of one example: (C, ...) or (D,)
                 latent: str = 'khot',  # khot, categorical, gaussian, another of `latents`, or none
                 m: int = 50,           # items, values or numbers in w
                 k: int = 15,           # ones in a k-hot w
@@ -221,7 +222,7 @@ def make_latent(event_shape: tuple[int, ...], # shape of one example: (C, H, W) 
     return kind(encoder, m, **_taken(kind, dict(k=k, estimator=estimator, bound=bound)))
 
 # %% ../nbs/13_systems.ipynb #11bd6946
-def _adaptive_schedule(event_shape: tuple[int, ...], # shape of one example: (C, H, W) or (D,)
+def _adaptive_schedule(event_shape: tuple[int, ...], # shape of one example: (C, ...) or (D,)
                        size: int,     # numbers in w
                        hidden: int,   # width of the network from w to the schedule
                        schedule: str, # per dimension
@@ -243,7 +244,7 @@ make_latent.__delwrap__ = denoiser
 @delegates(make_latent)
 @delegates(denoiser, keep=True, but=_settled)
 @delegates(noise_schedule, keep=True)
-def mulan(event_shape: tuple[int, ...], # shape of one example: (C, H, W) or (D,)
+def mulan(event_shape: tuple[int, ...], # shape of one example: (C, ...) or (D,)
           vocab: int | None,        # number of levels; None for real-valued data
           schedule: str = 'polynomial', # polynomial or steps, per pixel; or another of `schedules`
           adaptive: bool = True,    # does the schedule read w?
@@ -271,7 +272,7 @@ def mulan(event_shape: tuple[int, ...], # shape of one example: (C, H, W) or (D,
 # %% ../nbs/13_systems.ipynb #3a060b21
 @system
 @delegates(denoiser, but=('position', 'reads', 'gamma_map', 'modulate', 'ends'))
-def vdmpp(event_shape: tuple[int, ...], # shape of one example: (C, H, W) or (D,)
+def vdmpp(event_shape: tuple[int, ...], # shape of one example: (C, ...) or (D,)
           vocab: int | None,         # number of levels; None for real-valued data
           network: str = 'adm',      # adm, with down-sampling, or unet; vectors have their own
           channels: int = 192,       # width of the first level
@@ -300,7 +301,7 @@ def vdmpp(event_shape: tuple[int, ...], # shape of one example: (C, H, W) or (D,
 @system
 @delegates(denoiser, but=(*_settled, 'multipliers'))
 @delegates(noise_schedule, keep=True)
-def repvdm(event_shape: tuple[int, ...], # shape of one example: (C, H, W) or (D,)
+def repvdm(event_shape: tuple[int, ...], # shape of one example: (C, ...) or (D,)
            vocab: int | None,        # number of levels; None for real-valued data
            d: int = 32,              # numbers in w
            # unet or dit, their features scaled and shifted by w; decoder, which sees only w: a
