@@ -12,7 +12,7 @@ class _Examples(typing.NamedTuple):
 class _Facts(typing.NamedTuple):
     name: str
     release: str
-    vocab: int | None
+    vocab: int | list | None
     event_shape: tuple
     train: Split
     test: Split
@@ -35,7 +35,7 @@ class Split(typing.NamedTuple):
 class Data(typing.NamedTuple):
     name: str
     release: str
-    vocab: int | None
+    vocab: int | list | None
     event_shape: tuple
     train: Split
     test: Split
@@ -63,7 +63,7 @@ def shrink(x: torch.Tensor, size: int | tuple[int, int] | None, bits: int | None
 
 def read_image(file: pathlib.Path | _io.BytesIO, size: int | tuple[int, int] | None = ..., grey: bool = ...) -> torch.Tensor: ...
 
-def load(name: str, bits: int | None = ..., size: int | tuple[int, int] | None = ..., path: str | pathlib.Path | None = ..., grey: bool | None = ..., vocab: int | None = ..., download: bool = ...) -> Data: ...
+def load(name: str, bits: int | None = ..., size: int | tuple[int, int] | None = ..., path: str | pathlib.Path | None = ..., grey: bool | None = ..., vocab: int | tuple[int, ...] | None = ..., download: bool = ...) -> Data: ...
 
 def available() -> dict[str, str | None]: ...
 
