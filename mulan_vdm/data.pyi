@@ -12,7 +12,7 @@ class _Examples(typing.NamedTuple):
 class _Facts(typing.NamedTuple):
     name: str
     release: str
-    vocab: int | list | None
+    vocab: int | None
     event_shape: tuple
     train: Split
     test: Split
@@ -35,7 +35,7 @@ class Split(typing.NamedTuple):
 class Data(typing.NamedTuple):
     name: str
     release: str
-    vocab: int | list | None
+    vocab: int | None
     event_shape: tuple
     train: Split
     test: Split
@@ -63,9 +63,9 @@ def shrink(x: torch.Tensor, size: int | tuple[int, int] | None, bits: int | None
 
 def read_image(file: pathlib.Path | _io.BytesIO, size: int | tuple[int, int] | None = ..., grey: bool = ...) -> torch.Tensor: ...
 
-def load(name: str, bits: int | None = ..., size: int | tuple[int, int] | None = ..., path: str | pathlib.Path | None = ..., grey: bool | None = ..., vocab: int | tuple[int, ...] | None = ..., download: bool = ...) -> Data: ...
-
 def available() -> dict[str, str | None]: ...
+
+def load(name: str, bits: int | None = ..., size: int | tuple[int, int] | None = ..., path: str | pathlib.Path | None = ..., grey: bool | None = ..., vocab: int | None = ..., download: bool = ...) -> Data: ...
 
 def batch_indices(n: int, batch_size: int, seed: int, step: int) -> numpy.ndarray: ...
 

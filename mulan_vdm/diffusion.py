@@ -18,7 +18,7 @@ from .noise import alpha, diffuse, posterior, prior_kl
 from .schedules import FullPrecision, gamma_and_slope, Schedule
 from .objective import (discrete_rate, elbo_weighting, eps_error, eps_prediction,
                                  Prediction, to_x_eps, Weighting)
-from .processes import processes, Rows
+from .processes import fast_products, processes, Rows
 from .latents import Latent, NoLatent
 from .codec import check_fits, Codec, RealCodec
 
@@ -163,12 +163,13 @@ def _check_weights(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; the mode that each part of the model had is restored. Raises
-    FloatingPointError for weights that are not finite."""
+    """Evaluation mode and exact products inside; the mode that each part of the model had is
+    restored. Raises FloatingPointError for weights that are not finite."""
     _check_weights(model)
     modes = {part: part.training for part in model.modules()}
     model.eval()
-    try: yield
+    try:
+        with fast_products(False): yield
     finally:
         for part, mode in modes.items(): part.training = mode
 

@@ -34,7 +34,8 @@ from types import UnionType
 from typing import Any, Callable, get_args, Iterator, NamedTuple
 from weakref import WeakValueDictionary
 from .schedules import choose, Linear
-from .processes import mixed_seed, on_processors, processes, Rows, seeded
+from .processes import (fast_products, mixed_seed, on_processors, processes, Rows,
+                                 seeded)
 from .codec import bits_per_dim
 from .diffusion import Diffusion, evaluating, Terms
 from .data import available, batches, Data
@@ -982,8 +983,9 @@ def fit(model: Diffusion,           # trained in place
             weight = beta * min(1, step / max(1, beta_warmup))
             parts = _parts_of(*next(stream), accelerator, session.accumulate, drop, (seed, step),
                               flip)
-            found = _train_step(accelerator, wrapped, optimizer, parts, (seed, step), clip, T,
-                                weight, session.asks(), session.skips)
+            with fast_products(True):
+                found = _train_step(accelerator, wrapped, optimizer, parts, (seed, step), clip, T,
+                                    weight, session.asks(), session.skips)
             if not found.skipped: average.update_parameters(model)
             asked, late = found.asked
             ending = asked or step == steps
