@@ -763,6 +763,8 @@ def compress(model: Diffusion,
     """Images as bytes, by the model's own reverse variance. Raises ValueError for other shapes or
     pixels, and a model that another machine could not repeat."""
     steps = _steps(T)
+    if isinstance(model.codec.vocab, list):
+        raise ValueError("vocab: a file holds pixels of one number of levels, not of one for each dimension")
     exact = _exact(model)
     for first in range(0, len(images), batch_size): exact.check(images[first:first + batch_size])
     if not len(images): raise ValueError("images holds none: pass at least one")

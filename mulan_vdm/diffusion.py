@@ -21,7 +21,7 @@ from .objective import (discrete_rate, elbo_weighting, eps_error, eps_prediction
                                  Prediction, to_x_eps, Weighting)
 from .processes import fast_products, processes, Rows
 from .latents import Latent, NoLatent
-from .codec import Codec, RealCodec
+from .codec import check_fits, Codec, RealCodec
 
 # %% ../nbs/07_diffusion.ipynb #7ffe580c
 def low_discrepancy_times(n: int, # how many
@@ -121,6 +121,7 @@ class Diffusion(FullPrecision):
                  reverse: Reckoned = fixed_variance # error that steps back reckon with
                 ):
         super().__init__()
+        check_fits(codec.vocab, tuple(event_shape))
         _check_parts(tuple(event_shape), schedule, variance, clock)
         self.net = net
         self.schedule = schedule

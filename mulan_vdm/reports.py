@@ -31,6 +31,7 @@ from ._needs import extra
 from .schedules import choose
 from .processes import device, first_process, processes, Rows, seeded
 from .latents import Gaussian
+from .codec import guessing_bits, most_levels
 from .diffusion import Diffusion, fixed_variance, large_variance, Learned
 from .flow import check_solver
 from .sampling import grids, inpaint, sample, samplers
@@ -59,10 +60,11 @@ def _with_error(pair: list[float], form: str) -> str: # like '9.4f'
     return f'{pair[0]:{form}} ± {pair[1]:.{form[-2:]}}'
 
 # %% ../nbs/23_reports.ipynb #bc4b2333
-def against_guessing(bpd: float, vocab: int | None) -> str:
+def against_guessing(bpd: float, vocab: int | list | None) -> str:
     "What knowing nothing costs, log2 of the levels, as the end of a line; empty for figures below."
-    if vocab is None or bpd <= math.log2(vocab): return ''
-    return f' (knowing nothing costs {math.log2(vocab):.3f}: {vocab} levels, each as likely)'
+    if vocab is None or bpd <= guessing_bits(vocab): return ''
+    levels = 'all' if isinstance(vocab, list) else vocab
+    return f' (knowing nothing costs {guessing_bits(vocab):.3f}: {levels} levels, each as likely)'
 
 # %% ../nbs/23_reports.ipynb #af1e61d4
 @torch.no_grad()
@@ -72,14 +74,14 @@ def noise_left(model: Diffusion # of integers
     like = model.reference
     w = model.latent.prior(16, Rows(torch.Generator(like.device).manual_seed(0)))
     gamma = model.gamma(like.new_zeros(16), w)
-    return model.codec.vocab / 2 * (gamma / 2).exp().mean().item()
+    return most_levels(model.codec.vocab) / 2 * (gamma / 2).exp().mean().item()
 
 def noise_warning(model: Diffusion) -> str:
     "A line if more than 0.3 levels of noise are left at the clean end; else empty."
     levels = model.codec.vocab
     if levels is None or noise_left(model) <= 0.3: return ''
     return (f'warning: {noise_left(model):.2f} levels of noise are left at the clean end, and every '
-            f'pixel pays for them: set gamma_min={2 * math.log(0.33 / levels):.1f} or below')
+            f'pixel pays for them: set gamma_min={2 * math.log(0.33 / most_levels(levels)):.1f} or below')
 
 # %% ../nbs/23_reports.ipynb #9affd11e
 def _remarks(model: Diffusion, bpd: float) -> str:
@@ -298,9 +300,10 @@ def _check_latent(model: Diffusion) -> None:
     if not model.latent.size: model.latent.moments(model.reference) # says so
 
 # %% ../nbs/23_reports.ipynb #8ca4204f
-def _requantized(kinds: list[tuple[tuple, int | None]]) -> str: # of images and model: shape, levels
+def _requantized(kinds: list[tuple[tuple, int | list | None]]) -> str: # of images and model: shape, levels
     "How to give images the model's levels where bits cannot, as part of a message."
     (_, theirs), (_, own) = kinds
+    if isinstance(theirs, list) or isinstance(own, list): return ''
     if not theirs or not own or theirs == own or not own & (own - 1): return ''
     return f', requantize an array by x.astype(int) * {own} // {theirs} and save it'
 
