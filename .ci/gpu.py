@@ -256,7 +256,8 @@ def prepared(name, variant):
         with cast(): out = model.net(z, gamma, w=w, y=y)
         out.float().square().mean().backward()
         model.zero_grad()
-    return dict(objective=objective, bare=bare), dict(preset=name, variant=variant, n=n, flops=counted[name]), around
+    row = dict(preset=name, variant=variant, n=n, flops=counted[name])
+    return dict(objective=objective, bare=bare), row, around
 
 def measured(steps, row, n):
     "A row of the table: images a second, their share of the card's peak, and the memory."
