@@ -4,23 +4,31 @@ Parts run in order of value under one time budget, each stored in nbs/reports/gp
 ends, with the card and the versions. Without an accelerator everything runs scaled down, to test itself.
 Images are random pixels; in the training, Fashion-MNIST from `--images`, the folder of its four files.
 """
-import contextlib, gc, json, platform, subprocess, sys, tempfile, time
+import atexit, contextlib, gc, json, os, platform, select, subprocess, sys, tempfile, time
+from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
 from fastcore.script import call_parse
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 root = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(root))
+from mulan_vdm.codec import Codec
 from mulan_vdm.data import Data, Split, load
+from mulan_vdm.diffusion import Diffusion
 from mulan_vdm.evaluation import evaluate, mean_se
-from mulan_vdm.likelihood import ode_evaluate
-from mulan_vdm.processes import Rows, mixed_seed
+from mulan_vdm.flow import log_density
+from mulan_vdm.nets import ADM, UNet
+from mulan_vdm.processes import Rows, fast_products, mixed_seed
 from mulan_vdm.sampling import sample
+from mulan_vdm.schedules import Linear
 from mulan_vdm.systems import preset
-from mulan_vdm.training import _compiled, fit
+from mulan_vdm.training import _compiled, adapted, fit
 
 accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
 device = accelerator or torch.device('cpu')
@@ -57,17 +65,6 @@ class NoiseOfTheCpu(TorchFunctionMode):
             return f(*args, **{**kwargs, 'device': 'cpu'}).to(kwargs.get('device') or 'cpu')
         return f(*args, **kwargs)
 
-@contextlib.contextmanager
-def tf32(allowed):
-    "Products of matrices and convolutions in TF32, or in float32."
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision('high' if allowed else 'highest')
-    torch.backends.cudnn.allow_tf32 = allowed
-    try: yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
-
 def difference(a, b):
     "Largest difference beside the size of b."
     a, b = (v.detach().double().cpu() for v in (a, b))
@@ -81,11 +78,11 @@ def answers(name, where):
     data = load('digits')
     model = preset(name, data, dropout=0.) if 'vae' not in name else preset(name, data)
     with torch.no_grad(): # last layers start at zero: nothing would be compared
-        for p in model.parameters(): p.add_(0.02 * torch.randn_like(p))
+        for p in model.parameters(): p.add_(0.01 * torch.randn_like(p))
     model.to(where)
     x, y = data.test.x[:8].to(where), data.test.y[:8].to(where)
     y = y if getattr(model.net, 'classes', 0) else None
-    with NoiseOfTheCpu(), tf32(False):
+    with NoiseOfTheCpu(), fast_products(False):
         terms = model.train()(x, y=y, rows=Rows(torch.Generator().manual_seed(0)))
         terms.loss.mean().backward()
         found = {f'loss: {k}': v for k, v in dict(terms._asdict(), whole=terms.loss).items()}
@@ -96,25 +93,42 @@ def answers(name, where):
             whole = again()
             with torch.autocast(where.type, torch.bfloat16): found['bf16'] = again() / whole - 1
         found['evaluate'] = evaluate(model, x, draws=4).bpd
-        if y is None: found['flow'] = ode_evaluate(model, x[:2], probes=2, tolerance=1e-4).bpd
+        if y is None:
+            torch.manual_seed(2)
+            w = model.latent.prior(2).cpu().to(where) if model.latent.size else None
+            z = model.codec.encode(x[:2]).double()
+            found['flow'] = log_density(model, z, w, probes=torch.ones_like(z)[None], tolerance=1e-3).log_prob
         found['sample'] = sample(model, 8, 8, y=y, generator=torch.Generator().manual_seed(1)).double()
         if model.latent.size: found['encode'] = torch.stack(model.encode(x))
     return {k: v.detach().cpu() for k, v in found.items()}
 
-def parity(seconds):
+tried = 'vdm-digits', 'mulan-digits', 'vdmpp-digits', 'repvdm-digits', 'vae-digits'
+
+def answering(folder):
+    "A process that asks the CPU meanwhile, and where it leaves the answers."
+    path = Path(folder)/'answers.pt'
+    command = [sys.executable, __file__, '--one', 'answers', '--out', path]
+    process = subprocess.Popen(list(map(str, command)))
+    atexit.register(process.kill)
+    return process, path
+
+def parity(seconds, process, path):
     "Largest relative differences between the devices, and between losses in bf16 and in float32."
-    rows = []
-    for name in ('vdm-digits', 'mulan-digits', 'vdmpp-digits', 'repvdm-digits', 'vae-digits'):
-        here, there = answers(name, torch.device('cpu')), answers(name, device)
+    end, rows = time.monotonic() + seconds, []
+    there = {name: answers(name, device) for name in tried}
+    again = resumed()
+    process.wait(max(0, end - time.monotonic()))
+    here = torch.load(path)
+    for name in tried:
         kinds = {}
-        for k, v in there.items():
+        for k, v in there[name].items():
             if k == 'bf16': continue
             kind = k.split(':')[0]
-            kinds[kind] = max(kinds.get(kind, 0.), difference(v, here[k]))
-        nats = float(there['loss: whole'].mean())
-        rows.append(dict(name=name, **kinds, bf16=float(there['bf16']), nats=nats))
+            kinds[kind] = max(kinds.get(kind, 0.), difference(v, here[name][k]))
+        nats = float(there[name]['loss: whole'].mean())
+        rows.append(dict(name=name, **kinds, bf16=float(there[name]['bf16']), nats=nats))
         print(rows[-1], flush=True)
-    return dict(rows=rows, resumed=resumed())
+    return dict(rows=rows, resumed=again)
 
 def resumed():
     "Largest difference between the losses of six steps and those of three and three more."
@@ -129,90 +143,223 @@ def resumed():
     with tempfile.TemporaryDirectory() as a, tempfile.TemporaryDirectory() as b:
         return difference(losses(Path(b)/'run', (3, 6)), losses(Path(a)/'run', (6,)))
 
+# Precision
+
+def precision(seconds):
+    "Evaluations of the flow and its log-density with exact products and with TF32, by tolerance."
+    end, rows = time.monotonic() + min(seconds, 25), []
+    torch.manual_seed(0)
+    data = load('digits')
+    model = preset('vdm-digits', data)
+    with torch.no_grad():
+        for p in model.parameters(): p.add_(0.01 * torch.randn_like(p))
+    model.to(device).eval()
+    z = model.codec.encode(data.test.x[:4]).double().to(device)
+    probes = torch.randn(1, *z.shape, generator=torch.Generator().manual_seed(1)).sign().to(device)
+    for tolerance in (1e-3, 1e-4, 1e-5, 1e-6, 1e-7) if big else (1e-2,):
+        row = dict(tolerance=tolerance)
+        for name, allowed in dict(exact=False, tf32=True).items():
+            if time.monotonic() > end: break
+            with fast_products(allowed):
+                try: found = log_density(model, z, probes=probes, tolerance=tolerance, max_steps=500)
+                except FloatingPointError as error: row[name] = dict(error=str(error)[:200])
+                else:
+                    nats, calls = (v.double().mean().item() for v in (found.log_prob, found.nfe))
+                    row[name] = dict(nats=nats, calls=calls)
+        rows.append(row)
+        print(row, flush=True)
+    return dict(rows=rows)
+
 # Speed and memory
 
-def operations(model, x, y, w):
-    "Floating-point operations of the network, forward and backward, for one image."
-    z, gamma = torch.zeros(1, *x.shape[1:]), torch.zeros(1, *[1] * (x.dim() - 1))
-    with FlopCounterMode(display=False) as counter:
-        w, y = (None if v is None else v[:1] for v in (w, y))
-        model.net(z, gamma, w=w, y=y).sum().backward()
-    return counter.get_total_flops()
+big = accelerator is not None
+toy = dict(channels=64, blocks=1) # the fewest channels that 32 groups allow
+sizes = { # preset: shape, images, changes on an accelerator
+    'vdm-cifar10': ((3, 32, 32), 128, {}),
+    'mulan-cifar10': ((3, 32, 32), 128, {}),
+    'vdmpp-imagenet64': ((3, 64, 64), 64, {}),
+    'vdm-fashion': ((1, 28, 28), 128, dict(channels=64, blocks=8)),
+    'mulan-fashion': ((1, 28, 28), 128, dict(channels=64, blocks=8))}
+variants = { # name: TF32, precision, channels last, checkpointing
+    'float32': (False, None, False, False),
+    'tf32': (True, None, False, False),
+    'bf16': (True, torch.bfloat16, False, False),
+    'bf16, channels last': (True, torch.bfloat16, True, False),
+    'bf16, checkpointing': (True, torch.bfloat16, False, True),
+    'bf16, compiled': (True, torch.bfloat16, False, False)}
+to_compile = 'vdm-cifar10', 'mulan-cifar10', 'vdm-fashion'
+compiled = [(name, 'bf16, compiled') for name in to_compile[:None if big else 1]]
 
 def synchronize():
     if accelerator: torch.accelerator.synchronize()
 
-def rate(step, n, turns):
-    "Images a second and the most memory held (GiB), after two turns that are not counted."
-    for _ in range(2): step()
-    if accelerator: torch.cuda.reset_peak_memory_stats()
-    synchronize()
-    start = time.perf_counter()
-    for _ in range(turns): step()
-    synchronize()
-    took = (time.perf_counter() - start) / turns
-    return dict(images=n / took, gib=torch.cuda.max_memory_allocated() / 2**30 if accelerator else None)
+class Operations(TorchDispatchMode):
+    "Counts floating-point operations, of gradients and of gradients within gradients too."
+    n = 0
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        out = op(*args, **(kwargs or {}))
+        count = flop_registry.get(op._overloadpacket)
+        if count: self.n += count(*args, **(kwargs or {}), out_val=out)
+        return out
 
-variants = { # name: TF32, precision, channels last, compiled (network or objective)
-    'float32': (False, None, False, ''),
-    'tf32': (True, None, False, ''),
-    'bf16': (True, torch.bfloat16, False, ''),
-    'bf16, channels last': (True, torch.bfloat16, True, ''),
-    'bf16, compiled network': (True, torch.bfloat16, False, 'network'),
-    'bf16, compiled objective': (True, torch.bfloat16, False, 'objective')}
+def operations(function):
+    "Floating-point operations of a function; attention written out, to be counted."
+    with sdpa_kernel(SDPBackend.MATH), Operations() as counter: function()
+    return counter.n
 
-def steps_of(model, x, y, w, precision):
-    "A training step without the optimizer, and the bare network's forward and backward pass, as functions."
+def timed(steps, turns):
+    "Seconds of functions by name, in turns, and the most memory that each held (GiB); two turns go before."
+    took, held = {name: [] for name in steps}, {}
+    for turn in range(-2, turns):
+        for name, step in steps.items():
+            if accelerator: torch.cuda.reset_peak_memory_stats()
+            synchronize()
+            start = time.perf_counter()
+            step()
+            synchronize()
+            if turn >= 0: took[name].append(time.perf_counter() - start)
+            if accelerator: held[name] = torch.cuda.max_memory_allocated() / 2**30
+    return {name: dict(seconds=median(v), least=min(v), most=max(v), gib=held.get(name))
+            for name, v in took.items()}
+
+counted = {} # operations for one image by preset, each counted once
+
+def prepared(name, variant):
+    "Steps of a preset's objective and of its bare network, without optimizer; a row of them; what is set."
+    shape, n, changes = sizes[name]
+    if not big: shape, n, changes = (shape[0], 8, 8), 2, toy
+    fast, precision, last, checkpointing = variants[variant]
+    torch.manual_seed(0)
+    data = random_data(shape, 256, n, classes=1000)
+    model = preset(name, data, **changes).train()
+    x, y = data.train.x, data.train.y if getattr(model.net, 'classes', 0) else None
+    w = model.latent.prior(n) if model.latent.size else None
+    gamma = torch.zeros(n, *[1] * len(shape))
+    z = torch.randn(n, *shape)
+    first = lambda v: None if v is None else v[:1]
+    whole = lambda: model(x[:1], y=first(y), check=False).loss.mean().backward()
+    alone = lambda: model.net(z[:1], gamma[:1], w=first(w), y=first(y)).sum().backward()
+    if name not in counted: counted[name] = dict(objective=operations(whole), bare=operations(alone))
+    model.zero_grad()
+    model.to(device, memory_format=torch.channels_last if last else torch.contiguous_format)
+    x, y, w, gamma, z = (None if v is None else v.to(device) for v in (x, y, w, gamma, z))
     cast = lambda: torch.autocast(device.type, precision) if precision else contextlib.nullcontext()
-    gamma = torch.zeros(len(x), *[1] * (x.dim() - 1), device=device)
-    z = torch.randn(x.shape, device=device)
+    around = contextlib.ExitStack()
+    around.enter_context(fast_products(fast))
+    around.enter_context(adapted(model.net, checkpointing))
+    if 'compiled' in variant: around.enter_context(_compiled(model))
     def objective():
-        with cast(): loss = model(x, y=y).loss.mean()
+        with cast(): loss = model(x, y=y, check=False).loss.mean()
         loss.backward()
         model.zero_grad()
     def bare():
         with cast(): out = model.net(z, gamma, w=w, y=y)
         out.float().square().mean().backward()
         model.zero_grad()
-    return objective, bare
+    row = dict(preset=name, variant=variant, n=n, flops=counted[name])
+    return dict(objective=objective, bare=bare), row, around
 
-def throughput(seconds):
+def measured(steps, row, n):
+    "A row of the table: images a second, their share of the card's peak, and the memory."
+    found = timed(steps, 8 if big else 1)
+    row |= {name: dict(v, images=n / v['seconds']) for name, v in found.items()}
+    at_most = next((v for k, v in peak.items() if k in card()), None)
+    if at_most: row['share_of_peak'] = row['objective']['images'] * row['flops']['objective'] / at_most
+    return row
+
+def forget():
+    gc.collect()
+    torch._dynamo.reset()
+    if accelerator: torch.cuda.empty_cache()
+
+def eager_row(name, variant):
+    "A row of the table, or why there is none."
+    try:
+        steps, row, around = prepared(name, variant)
+        with around: return measured(steps, row, row['n'])
+    except torch.OutOfMemoryError: return dict(preset=name, variant=variant, error='out of memory')
+    except Exception as e: return dict(preset=name, variant=variant, error=' '.join(str(e).split())[:300])
+    finally: forget()
+
+def compiled_row(name, variant):
+    "In a process of its own: compile, say so, wait for a word, then measure when nobody else does."
+    start = time.monotonic()
+    steps, row, around = prepared(name, variant)
+    with around:
+        for _ in range(2): steps['objective']()
+        row['compiling'] = time.monotonic() - start
+        if accelerator: torch.cuda.empty_cache()
+        print('ready', flush=True)
+        sys.stdin.readline()
+        print(json.dumps(measured(steps, row, row['n'])), flush=True)
+
+def compiling():
+    "Processes that compile while other parts run, by preset and variant."
+    env = dict(os.environ, TORCHINDUCTOR_COMPILE_THREADS='3')
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, __file__, '--row']
+    workers = {row: subprocess.Popen([*command, '|'.join(row)], env=env, **pipes) for row in compiled}
+    for process in workers.values(): atexit.register(process.kill)
+    return workers
+
+def told(process, word, end):
+    "The next line of a process after a word to it; nothing if it does not come in time."
+    if word:
+        process.stdin.write(word)
+        process.stdin.flush()
+    ready = select.select([process.stdout], [], [], max(0, end - time.monotonic()))[0]
+    return process.stdout.readline() if ready else ''
+
+def throughput(seconds, workers):
     "Objective and bare network of the big presets, in every variant that fits the time and the card."
     end, rows = time.monotonic() + seconds, []
-    big = accelerator is not None
-    small = dict(channels=64, blocks=1) # the fewest that 32 groups allow
-    wanted = [('vdm-cifar10', (3, 32, 32), 128), ('mulan-cifar10', (3, 32, 32), 128),
-              ('vdmpp-imagenet64', (3, 64, 64), 64)]
-    shapes = {name: ((shape, n) if big else (((3, 8, 8), 2))) for name, shape, n in wanted}
-    for variant, (fast, precision, last, compiled) in variants.items():
-        for name, (shape, n) in shapes.items():
-            if time.monotonic() > end: return dict(rows=rows, complete=False)
-            torch.manual_seed(0)
-            data = random_data(shape, 256, n, classes=1000)
-            model = preset(name, data, **({} if big else small))
-            x, y = data.train.x, data.train.y if getattr(model.net, 'classes', 0) else None
-            w = model.latent.prior(n) if model.latent.size else None
-            flops = operations(model, x, y, w)
-            model.to(device, memory_format=torch.channels_last if last else torch.contiguous_format).train()
-            x, y, w = (None if v is None else v.to(device) for v in (x, y, w))
-            if compiled == 'network': model.net.compile()
-            graph = _compiled(model) if compiled == 'objective' else contextlib.nullcontext()
-            row = dict(preset=name, variant=variant, n=n, flops=flops)
-            try:
-                with tf32(fast), graph:
-                    for what, step in zip(('objective', 'bare'), steps_of(model, x, y, w, precision)):
-                        row[what] = rate(step, n, 8 if big else 1)
-                at_most = next((v for k, v in peak.items() if k in card()), None)
-                if at_most: row['share_of_peak'] = row['objective']['images'] * flops / at_most
-            except torch.OutOfMemoryError: row['error'] = 'out of memory'
-            except Exception as e: row['error'] = ' '.join(str(e).split())[:300]
-            rows.append(row)
-            print(row, flush=True)
-            del model, x, y, w
-            gc.collect()
-            torch._dynamo.reset()
-            if accelerator: torch.cuda.empty_cache()
-    return dict(rows=rows, complete=True)
+    eager = [(name, variant) for variant in variants for name in sizes
+             if 'compiled' not in variant and not ('fashion' in name and variant not in ('float32', 'bf16'))]
+    large = lambda row: row[1] in ('float32', 'tf32') and 'imagenet' in row[0] # last: beside what compiles
+    eager.sort(key=lambda row: (row[1] != 'bf16', large(row)))
+    for row in eager:
+        if time.monotonic() > end - 30 * big: break
+        rows.append(eager_row(*row))
+        print(rows[-1], flush=True)
+    for (name, variant), process in workers.items():
+        line = told(process, '', end) and told(process, 'go\n', max(end, time.monotonic() + 20))
+        found = json.loads(line) if line.startswith('{') else dict(error='not compiled in time')
+        rows.append(dict(preset=name, variant=variant) | found)
+        print(rows[-1], flush=True)
+    return dict(rows=rows)
+
+def package(seconds):
+    "Loss and gradient of denoising-diffusion-pytorch beside ours, networks of equal operations, in bf16."
+    from denoising_diffusion_pytorch import Unet
+    from denoising_diffusion_pytorch.continuous_time_gaussian_diffusion import ContinuousTimeGaussianDiffusion
+    shape, n = ((3, 32, 32), 128) if big else ((3, 16, 16), 2)
+    kinds = dict(adm=lambda c: ADM(3, c, 2, (1, 2, 4), (2,), head_channels=4 * c, dropout=0.),
+                 unet=lambda c: UNet(3, c, 2, dropout=0.))
+    def flops(net, gamma): return operations(lambda: net(torch.randn(1, *shape), gamma).sum().backward())
+    level, wide = torch.zeros(1, 1, 1, 1), 64 if big else 16
+    torch.manual_seed(0)
+    theirs = Unet(wide, learned_sinusoidal_cond=True)
+    goal = flops(theirs, torch.zeros(1))
+    widths = {name: min(range(wide // 2, 4 * wide, 8), key=lambda c: abs(flops(kind(c), level) - goal))
+              for name, kind in kinds.items()}
+    nets = dict(theirs=theirs, **{name: kind(widths[name]) for name, kind in kinds.items()})
+    work = {name: flops(net, torch.zeros(1) if name == 'theirs' else level) for name, net in nets.items()}
+    for net in nets.values(): net.to(device).train()
+    x = random_data(shape, 256, n).train.x.to(device)
+    other = ContinuousTimeGaussianDiffusion(theirs, image_size=shape[-1]).to(device)
+    ours = {name: Diffusion(nets[name], Linear(), Codec(256), shape).to(device) for name in kinds}
+    losses = {name: lambda m=m: m(x, check=False).loss.mean() for name, m in ours.items()}
+    losses['theirs'] = lambda: other(x / 255)
+    def step(name):
+        with torch.autocast(device.type, torch.bfloat16): loss = losses[name]()
+        loss.backward()
+        nets[name].zero_grad()
+    with fast_products(True): found = timed({name: partial(step, name) for name in nets}, 10 if big else 1)
+    rows = [dict(network=name, width=widths.get(name, wide), flops=work[name], **v)
+            for name, v in found.items()]
+    for row in rows: print(row, flush=True)
+    forget()
+    return dict(rows=rows, n=n)
 
 # Training
 
@@ -223,54 +370,56 @@ cells = dict(recipes, **{ # even times
     'vdm-even': ('vdm-fashion', dict(schedule='linear')),
     'mulan-even': ('mulan-fashion', dict(clock=False))})
 
-def train_one(which, seed, steps, images, out):
+def train_one(which, seed, steps, images, compile, out):
     "One training from start to end; bits/dim per test image."
     data = load('fashion_mnist', path=images) if images else load('digits')
     name, changes = cells[which]
-    size = dict(channels=64, blocks=8) if accelerator else dict(channels=8, blocks=1)
+    size = dict(channels=64, blocks=8) if big else dict(channels=8, blocks=1)
     torch.manual_seed(mixed_seed(seed))
     model = preset(name, data, **changes, **size)
     start = time.monotonic()
-    with tf32(True):
-        for now in fit(model, data, steps=steps, batch_size=128, lr=1e-3, ema=0.999, seed=seed,
-                       precision='bf16' if accelerator else 'no', progress=False): pass
+    for now in fit(model, data, steps=steps, batch_size=128, lr=1e-3, ema=0.999, seed=seed, compile=compile,
+                   precision='bf16' if big else 'no', progress=False): pass
     trained = time.monotonic() - start
-    judged = data.test.x[:2000 if accelerator else 8].to(device)
-    with tf32(False): found = evaluate(now.model, judged, draws=8, seed=0)
+    judged = data.test.x[:None if big else 8].to(device)
+    found = evaluate(now.model, judged, draws=4, batch_size=512, seed=0)
     mean, error = mean_se(found.bpd)
     report = dict(system=which, seed=seed, steps=steps, seconds=trained, bpd=float(mean), se=float(error),
-                  per_image=[round(float(v), 5) for v in found.bpd])
+                  per_image=[round(float(v), 4) for v in found.bpd])
     Path(out).write_text(json.dumps(report))
 
-def training(seconds, images, seeds):
-    "As many seeds of both systems as asked, side by side; steps as many as fit the time."
+def training(seconds, images, seeds, steps, compile):
+    "As many seeds of both systems as asked, side by side; steps as many as fit the time, if none are given."
     with tempfile.TemporaryDirectory() as folder:
-        started = time.monotonic()
-        together(recipes, folder, seeds, 50 if accelerator else 2, images)
-        first = time.monotonic() - started
-        started = time.monotonic()
-        together(recipes, folder, seeds, 250 if accelerator else 6, images)
-        second = time.monotonic() - started
-        each = max(second - first, 1e-3) / (200 if accelerator else 4)
-        steps = max(10, int((seconds - first - second - first) * 0.85 / each)) if accelerator else 8
-        return dict(rows=together(recipes, folder, seeds, steps, images), steps=steps)
+        run = partial(together, recipes, folder, seeds, images=images, compile=compile)
+        end = time.monotonic() + seconds
+        if not steps:
+            few, more = (50, 250) if big else (2, 6)
+            took = []
+            for n in (few, more):
+                start = time.monotonic()
+                run(n)
+                took.append(time.monotonic() - start)
+            each = max(took[1] - took[0], 1e-3) / (more - few)
+            steps = max(10, int((end - time.monotonic() - took[0]) * 0.85 / each)) if big else 8
+        return dict(rows=run(steps, end=end), steps=steps)
 
-def claim(seconds, images, seeds):
+def claim(seconds, images, seeds, steps, compile):
     "One schedule or one per pixel, times even or following the loss: all seeds of the four side by side."
-    steps = 20_000 if accelerator else 8
+    steps = steps or (20_000 if big else 8)
     with tempfile.TemporaryDirectory() as folder:
-        return dict(rows=together(cells, folder, seeds, steps, images, end=time.monotonic() + seconds),
-                    steps=steps)
+        end = time.monotonic() + seconds
+        return dict(rows=together(cells, folder, seeds, steps, images, compile, end), steps=steps)
 
-def together(some, folder, seeds, steps, images, end=None):
+def together(some, folder, seeds, steps, images, compile, end=None):
     "Reports of some recipes and all seeds, each in a process of its own; those that end in time."
     jobs = []
-    for which in some:
-        for seed in range(seeds):
+    for seed in range(seeds):
+        for which in some:
             out = Path(folder)/f'{which}-{seed}.json'
             out.unlink(missing_ok=True)
             command = [sys.executable, __file__, '--one', which, '--seed', seed, '--steps', steps]
-            command += ['--out', out, '--images', images]
+            command += ['--out', out, '--images', images, *(['--compile'] if compile else [])]
             jobs.append((out, subprocess.Popen(list(map(str, command)))))
     for _, process in jobs:
         try: process.wait(None if end is None else max(0, end - time.monotonic()))
@@ -291,26 +440,33 @@ def store(folder, name, found):
 def main(
     out:str='', # folder of the reports; nbs/reports/gpu if there is an accelerator
     budget:float=450., # seconds in all
-    parts:str='parity throughput training', # which of these and claim, in order
+    parts:str='parity precision throughput package training', # which of these and claim, in order
     images:str='', # folder with the four files of Fashion-MNIST; the digits without
     seeds:int=3, # of each system in the training
-    one:str='', # (a training alone: an entry of `cells`)
+    steps:int=0, # of each training; 0: as many as fit
+    compile:bool=False, # compile the objective of the trainings?
+    one:str='', # (a training alone: an entry of `cells`; or answers of the CPU)
     seed:int=0, # (of it)
-    steps:int=0, # (of it)
+    row:str='', # (a row of the throughput alone: preset|variant)
 ):
     "Measure on the accelerator and store reports."
-    if one: return train_one(one, seed, steps, images, out)
+    if one == 'answers': return torch.save({name: answers(name, torch.device('cpu')) for name in tried}, out)
+    if one: return train_one(one, seed, steps, images, compile, out)
+    if row: return compiled_row(*row.split('|'))
     began = time.monotonic()
-    folder = Path(out) if out else root/'nbs/reports/gpu' if accelerator else Path(tempfile.mkdtemp())
+    folder = Path(out) if out else root/'nbs/reports/gpu' if big else Path(tempfile.mkdtemp())
     left = lambda: budget - (time.monotonic() - began)
-    shares = dict(parity=1., throughput=0.55, training=0.95, claim=0.95)
+    trained = [images, seeds if big else 1, steps, compile]
+    given = dict(training=trained, claim=trained)
+    if 'parity' in parts: given['parity'] = answering(tempfile.mkdtemp())
+    if 'throughput' in parts: given['throughput'] = [compiling()]
+    shares = dict(throughput=0.75, training=0.95, claim=0.95)
     for name in parts.split():
-        if left() < (60 if accelerator else 1):
+        if left() < (45 if big else 1):
             print(f'{name}: no time left')
             continue
         start = time.monotonic()
-        given = [images, seeds if accelerator else 1] if name in ('training', 'claim') else []
-        try: found = globals()[name](left() * shares[name], *given)
+        try: found = globals()[name](left() * shares.get(name, 1.), *given.get(name, []))
         except Exception as error: found = dict(error=' '.join(str(error).split())[:300])
         store(folder, name, dict(found, took=round(time.monotonic() - start, 1)))
         said = f", {found['error']}" if 'error' in found else ''

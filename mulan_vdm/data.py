@@ -31,6 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 from typing import Callable, Iterator, NamedTuple, Sequence
 from .processes import first_process
+from .codec import check_columns, check_fits, checked_vocab, most_levels
 
 # %% ../nbs/12_data.ipynb #64d3c547
 def _whole(name: str, value: object, low: int, high: int | None = None) -> None:
@@ -102,7 +103,14 @@ class Split(_Examples):
         return Split(self.x[rows], None if self.y is None else self.y[rows])
 
 # %% ../nbs/12_data.ipynb #cec5620b
-def _check_side(name: str, side: Split, vocab: int | None, event_shape: tuple) -> None:
+def _levels(vocab: object # number of levels, or those of every dimension
+           ) -> int | list:
+    "In plain numbers. Raises TypeError or ValueError for what are no numbers of levels."
+    if isinstance(vocab, (list, tuple, np.ndarray, Tensor)): return checked_vocab(vocab)
+    _whole('vocab', vocab, 2)
+    return vocab
+
+def _check_side(name: str, side: Split, vocab: int | list | None, event_shape: tuple) -> None:
     "Raises ValueError unless a side holds events of this shape and, with levels, of these levels."
     if not isinstance(side, Split):
         raise TypeError(f'{name} is a {type(side).__name__}: pass Split(x, y)')
@@ -113,6 +121,9 @@ def _check_side(name: str, side: Split, vocab: int | None, event_shape: tuple) -
     if x.is_floating_point() == (vocab is not None):
         remedy = 'pass vocab=None' if vocab is not None else 'pass vocab=the number of levels'
         raise ValueError(f'vocab={vocab} but {name}.x is {x.dtype}: {remedy}')
+    if isinstance(vocab, list):
+        for part in _pieces(x): check_columns(f'{name}.x', part, vocab)
+        return
     if vocab is None or (x.dtype == torch.uint8 and vocab >= 256): return
     ends = [end for part in _pieces(x) if part.numel() for end in part.aminmax()]
     low = int(min(ends, default=0))
@@ -121,7 +132,7 @@ def _check_side(name: str, side: Split, vocab: int | None, event_shape: tuple) -
         raise ValueError(f'{name}.x holds {low} to {high}: vocab={vocab} allows 0 to {vocab - 1}')
 
 # %% ../nbs/12_data.ipynb #899fc968
-def _digest(*sides: Split, vocab: int | None) -> str: # 12 hexadecimal digits
+def _digest(*sides: Split, vocab: int | list | None) -> str: # 12 hexadecimal digits
     "Of levels, shapes, labels and pixels, of a large side those of whole examples evenly spaced."
     digest = hashlib.blake2b(repr(vocab).encode(), digest_size=6)
     for x, y in sides:
@@ -129,7 +140,7 @@ def _digest(*sides: Split, vocab: int | None) -> str: # 12 hexadecimal digits
         if y is not None: digest.update(y.numpy(force=True).tobytes())
         most = max(1, 2**28 // max(1, math.prod(x.shape[1:])))
         chosen = x if len(x) <= most else x[torch.linspace(0, len(x) - 1, most).long()]
-        kind = torch.float64 if vocab is None else torch.int64 if vocab > 256 else torch.uint8
+        kind = torch.float64 if vocab is None else torch.int64 if most_levels(vocab) > 256 else torch.uint8
         for part in _pieces(chosen): digest.update(part.cpu().to(kind).contiguous().numpy().data)
     return digest.hexdigest()
 
@@ -137,7 +148,7 @@ def _digest(*sides: Split, vocab: int | None) -> str: # 12 hexadecimal digits
 class _Facts(NamedTuple):
     name: str
     release: str
-    vocab: int | None
+    vocab: int | list | None
     event_shape: tuple
     train: Split
     test: Split
@@ -148,17 +159,18 @@ class Data(_Facts):
     "A data set of a named release with a fixed split. Raises ValueError for parts that do not fit."
     name: str # the name given to `load`
     release: str # source, file format and every change of the pixels: quote it beside each result
-    vocab: int | None # number of levels of an integer; None for real-valued points
+    vocab: int | list | None # levels of an integer, or of every dimension; None for real-valued points
     event_shape: tuple # shape of one example: (C, ...) or (D,)
     train: Split # for fitting
     test: Split # for judging, each example exactly once
     path: str | None # absolute, of the folder or file that was read
     loaded: dict | None # arguments of `load` that give it again, wherever one is
 
-    def __new__(cls, name: str, release: str, vocab: int | None, event_shape: tuple,
+    def __new__(cls, name: str, release: str, vocab: int | list | None, event_shape: tuple,
                 train: Split, test: Split, path: str | None = None, loaded: dict | None = None):
-        if vocab is not None: _whole('vocab', vocab, 2)
         event_shape = tuple(event_shape)
+        if vocab is not None: vocab = _levels(vocab)
+        check_fits(vocab, event_shape)
         _check_side('train', train, vocab, event_shape)
         _check_side('test', test, vocab, event_shape)
         return super().__new__(cls, name, release, vocab, event_shape, train, test, path, loaded)
@@ -957,20 +969,20 @@ def _tensor(a: np.ndarray) -> Tensor: # mapped if a is, and its type allows it
         warnings.filterwarnings('ignore', message='The given NumPy array is not writable')
         return torch.from_numpy(a)
 
-def _channels_first(name: str, x: Tensor) -> Tensor: # (N, D) or (N, C, H, W)
+def _channels_first(name: str, x: Tensor) -> Tensor: # (N, D), (N, C, H, W) or (N, C, D, H, W)
     "Examples with the axes in order, by their number; raises ValueError for other numbers."
     if x.ndim == 3: return x[:, None]
     if x.ndim == 4 and x.shape[3] <= 4 < x.shape[1]: return x.permute(0, 3, 1, 2)
-    if x.ndim in (2, 4): return x
+    if x.ndim in (2, 4, 5): return x
     raise ValueError(f'arrays: {name!r} has shape {tuple(x.shape)}; save (N, D), (N, H, W), '
-                     '(N, C, H, W) or (N, H, W, C)')
+                     '(N, C, H, W), (N, H, W, C) or (N, C, D, H, W)')
 
 # %% ../nbs/12_data.ipynb #fe09eb48
 def _read_array(name: str, read: Callable) -> Tensor:
     "Numbers of an array; raises ValueError, which names it."
     with _refused(f'arrays: {name!r} is not read', 'save it again'): return _tensor(read())
 
-def _array_images(name: str, read: Callable, vocab: int | None, size: int | tuple[int, int] | None,
+def _array_images(name: str, read: Callable, vocab: int | list | None, size: int | tuple[int, int] | None,
                   bits: int | None) -> Tensor: # (N, D) or (N, C, H, W)
     "Examples, changed as asked for; raises ValueError, which names the array."
     x = _channels_first(name, _read_array(name, read))
@@ -1008,7 +1020,7 @@ def _by_row(whole: Split) -> tuple[Split, Split]: # train, test
 
 # %% ../nbs/12_data.ipynb #c5d5ab19
 def _arrays(place: Path, size: int | tuple[int, int] | None, bits: int | None,
-            vocab: int | None = None):
+            vocab: int | list | None = None):
     "Release, train and test of the arrays in a file or folder."
     readers = _array_readers(place)
     meanings = {name: _meaning(name) for name in readers}
@@ -1168,7 +1180,7 @@ def _checked(name: str, bits: int | None, size: object, path: str | Path | None,
         raise ValueError(f'bits={bits}: {name} has {source.levels} levels, not 256; '
                          'leave bits out or choose fashion_mnist')
     if bits is not None: _whole('bits', bits, 1, 8)
-    if 'vocab' in options: _whole('vocab', options['vocab'], 2)
+    if 'vocab' in options: options['vocab'] = _levels(options['vocab'])
     if options.get('grey') not in (None, True, False):
         raise ValueError(f"grey={options['grey']!r}: choose True or False, or leave it out")
     for option, value in options.items():
@@ -1189,7 +1201,8 @@ def load(name: str,               # 'digits', 'fashion_mnist', ...: an entry of 
          size: int | tuple[int, int] | None = None,
          path: str | Path | None = None, # its folder, if files are not where `available` finds them
          grey: bool | None = None, # folder: one channel? By default if every file is stored in grey
-         vocab: int | None = None, # arrays: levels of a whole number, by default 256 of a byte
+         # arrays: levels of whole numbers, or those of every column; by default 256 of a byte
+         vocab: int | tuple[int, ...] | None = None,
          download: bool = False # get files that are not found, where torchvision can?
         ) -> Data:
     "Images with a named release and a fixed split; raises FileNotFoundError for files not found."
@@ -1207,7 +1220,7 @@ def load(name: str,               # 'digits', 'fashion_mnist', ...: an entry of 
         raise ValueError(''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(e))) from e
     if size and source.side: release += f', resized {source.side}->{size} by area'
     if bits: release += f', {bits} bits'
-    levels = None if train.x.is_floating_point() else vocab or source.levels
+    levels = None if train.x.is_floating_point() else options.get('vocab', source.levels)
     vocab = 2**bits if bits else levels
     at = os.path.abspath(place) if isinstance(place, Path) else None
     loaded = dict(name=name, **said, **options, **({} if path is None else dict(path=at)))

@@ -12,7 +12,7 @@ class _Examples(typing.NamedTuple):
 class _Facts(typing.NamedTuple):
     name: str
     release: str
-    vocab: int | None
+    vocab: int | list | None
     event_shape: tuple
     train: Split
     test: Split
@@ -35,7 +35,7 @@ class Split(typing.NamedTuple):
 class Data(typing.NamedTuple):
     name: str
     release: str
-    vocab: int | None
+    vocab: int | list | None
     event_shape: tuple
     train: Split
     test: Split
@@ -65,7 +65,7 @@ def read_image(file: pathlib.Path | _io.BytesIO, size: int | tuple[int, int] | N
 
 def available() -> dict[str, str | None]: ...
 
-def load(name: str, bits: int | None = ..., size: int | tuple[int, int] | None = ..., path: str | pathlib.Path | None = ..., grey: bool | None = ..., vocab: int | None = ..., download: bool = ...) -> Data: ...
+def load(name: str, bits: int | None = ..., size: int | tuple[int, int] | None = ..., path: str | pathlib.Path | None = ..., grey: bool | None = ..., vocab: int | tuple[int, ...] | None = ..., download: bool = ...) -> Data: ...
 
 def batch_indices(n: int, batch_size: int, seed: int, step: int) -> numpy.ndarray: ...
 

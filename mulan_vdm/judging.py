@@ -75,6 +75,9 @@ def _check_judged(data: Data) -> None:
     if y is None or data.vocab is None:
         raise ValueError(f"{data.name} has no {'labels' if y is None else 'levels'}: "
                          "samples are judged on labelled images, such as digits or fashion_mnist")
+    if isinstance(data.vocab, list):
+        raise ValueError(f"{data.name} has levels of its own in every dimension: samples are judged on "
+                         "images of one number of levels")
     if len(y.unique()) < 2:
         raise ValueError(f"{data.name} has one class, of which a judge learns nothing: "
                          "samples are judged on images of at least two")

@@ -59,8 +59,9 @@ def _probes(trace: str, n: int, like: Tensor, rows: Rows) -> Tensor | None: # (K
     return traces[trace](rows.randn(len(like), n, *like.shape[1:], **how)).to(like)
 
 # %% ../nbs/17_likelihood.ipynb #cdba1449
-def _dequantize(middle: Tensor, gamma_0: Tensor, vocab: int | None, dequantization: str, rows: Rows
-               ) -> tuple[Tensor, Tensor, float]: # data, log q of the offset in bins, a bin's width
+def _dequantize(middle: Tensor, gamma_0: Tensor, vocab: int | Tensor | None, dequantization: str,
+                rows: Rows
+               ) -> tuple[Tensor, Tensor, float | Tensor]: # data, log q of the offset in bins, widths of bins
     "Middles of bins (K, *event) moved inside of them; real data, without levels, stay as they are."
     if vocab is None: return middle, torch.zeros_like(middle), 1.
     width = 2 / vocab
@@ -95,9 +96,11 @@ def begin(model: Diffusion,
     w, latent = model.latent(seen, rows)
     if ratio: latent = model.latent.log_ratio(w, seen)
     gamma_0 = model.gamma(coded.new_zeros(draws), w).double().expand_as(coded)
-    coded, log_q, width = _dequantize(coded, gamma_0, model.codec.vocab, dequantization, rows)
+    levels = None if model.codec.vocab is None else model.codec.levels(coded)
+    coded, log_q, width = _dequantize(coded, gamma_0, levels, dequantization, rows)
     v = _probes(trace, probes, seen, rows)
-    volume = F.logsigmoid(-gamma_0) / 2 + math.log(width)
+    log_width = width.log() if isinstance(width, Tensor) else math.log(width)
+    volume = F.logsigmoid(-gamma_0) / 2 + log_width
     sums = (nats.flatten(1).sum(1) for nats in (volume, log_q))
     return _Start(alpha(gamma_0) * coded, w, v, *sums, latent.double())
 

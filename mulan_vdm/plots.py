@@ -39,7 +39,7 @@ from .probing import Axes, describe, principal
 
 # %% ../nbs/22_plots.ipynb #3a70caa9
 def _tile(x: Tensor,       # integer images (N, C, H, W), C = 1 or 3
-          vocab: int,      # number of levels
+          vocab: int | list, # number of levels
           columns: int = 8 # images per row
          ) -> Tensor:      # (rows * (H + 1) + 1, columns * (W + 1) + 1, 3) in [0, 1]
     "Images side by side with a white line between; raises ValueError for other channels."
@@ -48,7 +48,7 @@ def _tile(x: Tensor,       # integer images (N, C, H, W), C = 1 or 3
     n, _, h, w = x.shape
     rows = math.ceil(n / columns)
     canvas = torch.ones(rows * (h + 1) + 1, columns * (w + 1) + 1, 3)
-    for i, image in enumerate(x.float().cpu() / (vocab - 1)):
+    for i, image in enumerate(x.float().cpu() / (torch.tensor(vocab) - 1)):
         row, column = divmod(i, columns)
         top, left = 1 + row * (h + 1), 1 + column * (w + 1)
         canvas[top:top + h, left:left + w] = image.permute(1, 2, 0)

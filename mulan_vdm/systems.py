@@ -31,17 +31,17 @@ from .schedules import Adaptive, choose, make_schedule, Polynomial, Schedule, sc
 from .objective import make_weighting, predictions
 from .processes import seeded
 from .latents import Gaussian, Latent, latents, NoLatent
-from .codec import codec_for, Codec
+from .codec import checked_vocab, codec_for, Codec, most_levels
 from .diffusion import Diffusion
 from .nets import (ADM, Coefficients, Decoder, DiT, Encoder, Layers, MLP, released,
                             ReleasedCoefficients, UNet, UNetEncoder, Uninformed)
 from .data import Data, load
 
 # %% ../nbs/13_systems.ipynb #d5cc0b35
-def clean_end(vocab: int | None # number of levels; None for real-valued data
+def clean_end(vocab: int | list | None # number of levels; None for real-valued data
              ) -> float:        # gamma_min
     "The noise level at which a sixth of a level is left, as with VDM's -13.3 and 256 levels."
-    return round(2 * math.log(2 / 6 / vocab), 1) if vocab else -13.3
+    return round(2 * math.log(2 / 6 / most_levels(vocab)), 1) if vocab else -13.3
 
 def _levels_left(gamma: float,      # at the clean end
                vocab: int | None  # number of levels; None for real-valued data
@@ -54,11 +54,13 @@ def _settled_by_data(arguments: dict[str, Any] # of a system
                     ) -> dict[str, Any]:
     "The arguments, those that are None and follow the data or the schedule settled."
     vocab, event_shape = (arguments.get(name) for name in ('vocab', 'event_shape'))
-    exponents = [round(math.log2(vocab) - n, 4) for n in (1, 0)] if vocab else []
+    vocab = None if vocab is None else checked_vocab(vocab)
+    exponents = [round(math.log2(most_levels(vocab)) - n, 4) for n in (1, 0)] if vocab else []
     family = schedules.get(arguments.get('schedule'))
     follows = dict(gamma_min=clean_end(vocab), fourier=tuple(exponents),
                    attention=math.prod(event_shape[1:]) <= 256,
                    learn_ends=family is None or family.learns_ends)
+    arguments = {**arguments, 'vocab': vocab}
     return {k: follows[k] if v is None and k in follows else v for k, v in arguments.items()}
 
 # %% ../nbs/13_systems.ipynb #5f5b66ae
@@ -184,7 +186,7 @@ def _ends(arguments: dict[str, Any]) -> tuple[float, float]: # of a system
 @delegates(denoiser, but=_settled)
 @delegates(noise_schedule, keep=True)
 def vdm(event_shape: tuple[int, ...], # shape of one example: (C, ...) or (D,)
-        vocab: int | None,         # number of levels; None for real-valued data
+        vocab: int | list | None, # levels, as of `Codec`; None for real-valued data
         learn_ends: bool | None = None, # are the ends learned? By default where the schedule can
         variance: bool = False,    # does a monotone interior minimize the variance of the loss?
         prediction: str = 'eps',   # x, eps, v, score, o or edm
@@ -245,7 +247,7 @@ make_latent.__delwrap__ = denoiser
 @delegates(denoiser, keep=True, but=_settled)
 @delegates(noise_schedule, keep=True)
 def mulan(event_shape: tuple[int, ...], # shape of one example: (C, ...) or (D,)
-          vocab: int | None,        # number of levels; None for real-valued data
+          vocab: int | list | None, # levels, as of `Codec`; None for real-valued data
           schedule: str = 'polynomial', # polynomial or steps, per pixel; or another of `schedules`
           adaptive: bool = True,    # does the schedule read w?
           net_reads: bool = True,   # does the denoiser read w?
@@ -273,7 +275,7 @@ def mulan(event_shape: tuple[int, ...], # shape of one example: (C, ...) or (D,)
 @system
 @delegates(denoiser, but=('position', 'reads', 'gamma_map', 'modulate', 'ends'))
 def vdmpp(event_shape: tuple[int, ...], # shape of one example: (C, ...) or (D,)
-          vocab: int | None,         # number of levels; None for real-valued data
+          vocab: int | list | None, # levels, as of `Codec`; None for real-valued data
           network: str = 'adm',      # adm, with down-sampling, or unet; vectors have their own
           channels: int = 192,       # width of the first level
           blocks: int = 3,           # residual blocks per level going in
@@ -302,7 +304,7 @@ def vdmpp(event_shape: tuple[int, ...], # shape of one example: (C, ...) or (D,)
 @delegates(denoiser, but=(*_settled, 'multipliers'))
 @delegates(noise_schedule, keep=True)
 def repvdm(event_shape: tuple[int, ...], # shape of one example: (C, ...) or (D,)
-           vocab: int | None,        # number of levels; None for real-valued data
+           vocab: int | list | None, # levels, as of `Codec`; None for real-valued data
            d: int = 32,              # numbers in w
            # unet or dit, their features scaled and shifted by w; decoder, which sees only w: a
            # variational autoencoder

@@ -34,7 +34,8 @@ from types import UnionType
 from typing import Any, Callable, get_args, Iterator, NamedTuple
 from weakref import WeakValueDictionary
 from .schedules import choose, Linear
-from .processes import mixed_seed, on_processors, processes, Rows, seeded
+from .processes import (fast_products, mixed_seed, on_processors, processes, Rows,
+                                 seeded)
 from .codec import bits_per_dim
 from .diffusion import Diffusion, evaluating, Terms
 from .data import available, batches, Data
@@ -558,6 +559,11 @@ def _check_shares(model: Diffusion, batch_size: int, accumulate: int, world: int
                          "the mean loss of its whole batch; set accumulate=1")
 
 # %% ../nbs/15_training.ipynb #bde5c099
+def _more_levels(theirs: int | list, own: int | list) -> bool: # in any dimension?
+    "Have the data levels that the model does not know?"
+    if isinstance(theirs, list) or isinstance(own, list): return theirs != own
+    return theirs > own
+
 def _check_data(model: Diffusion, data: Data, batch_size: int, flip: bool = False) -> None:
     "Raises TypeError or ValueError for what is no data, or too little, or not the model's."
     if not isinstance(data, Data):
@@ -565,7 +571,7 @@ def _check_data(model: Diffusion, data: Data, batch_size: int, flip: bool = Fals
                         "or a Data of your own")
     n = len(data.train.x)
     model.check(data.train.x[:1])
-    if data.vocab is not None and data.vocab > model.codec.vocab:
+    if data.vocab is not None and _more_levels(data.vocab, model.codec.vocab):
         raise ValueError(f"vocab={model.codec.vocab} but the data have {data.vocab} levels: "
                          f"build the model with vocab={data.vocab}, or load them with fewer bits")
     if flip and len(data.event_shape) != 3:
@@ -977,8 +983,9 @@ def fit(model: Diffusion,           # trained in place
             weight = beta * min(1, step / max(1, beta_warmup))
             parts = _parts_of(*next(stream), accelerator, session.accumulate, drop, (seed, step),
                               flip)
-            found = _train_step(accelerator, wrapped, optimizer, parts, (seed, step), clip, T,
-                                weight, session.asks(), session.skips)
+            with fast_products(True):
+                found = _train_step(accelerator, wrapped, optimizer, parts, (seed, step), clip, T,
+                                    weight, session.asks(), session.skips)
             if not found.skipped: average.update_parameters(model)
             asked, late = found.asked
             ending = asked or step == steps

@@ -905,7 +905,7 @@ def test_arrays_by_shape_and_type(tmp_path, shape, event, kind, vocab, expected)
     (dict(x=np.zeros((9, 4), 'c8')), {}, ["'x'", 'complex64', 'uint8, int32']),
     (dict(x=np.array([{}] * 9)), {}, ["'x'", 'objects']), (dict(x=np.array(['a'] * 9)), {}, ["'x'", '<U1']),
     (dict(x=np.zeros(9)), {}, ["'x'", '(9,)', '(N, D)']),
-    (dict(x=np.zeros((9, 1, 2, 3, 4))), {}, ["'x'", '(9, 1, 2, 3, 4)']),
+    (dict(x=np.zeros((9, 1, 2, 3, 4, 5))), {}, ["'x'", '(9, 1, 2, 3, 4, 5)']),
     (dict(x=np.zeros((9, 4), int)), {}, ["'x'", 'int64', 'pass vocab=']),
     (dict(x=np.zeros((9, 4))), dict(vocab=3), ["'x'", 'float32', 'leave vocab out']),
     (dict(x=np.zeros((9, 4))), dict(bits=3), ["'x'", '256 levels', 'leave size and bits out']),
