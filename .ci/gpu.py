@@ -315,8 +315,9 @@ def told(process, word, end):
 def throughput(seconds, workers, only):
     "Objective and bare network of the big presets, in every variant that fits the time and the card."
     end, rows = time.monotonic() + seconds, []
-    eager = [row for row in product(sizes, variants) if 'compiled' not in row[1] and re.search(only, '|'.join(row))]
-    eager = [row for row in eager if 'fashion' not in row[0] or row[1] in ('float32', 'bf16')]
+    plain = lambda name, variant: 'fashion' not in name or variant in ('float32', 'bf16')
+    eager = [row for row in product(sizes, variants)
+             if 'compiled' not in row[1] and plain(*row) and re.search(only, '|'.join(row))]
     large = lambda row: row[1] in ('float32', 'tf32') and 'imagenet' in row[0] # last: beside what compiles
     eager.sort(key=lambda row: (row[1] != 'bf16', large(row), [*variants].index(row[1])))
     for row in eager:
