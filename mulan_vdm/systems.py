@@ -50,12 +50,17 @@ def _levels_left(gamma: float,      # at the clean end
     return vocab / 2 * math.exp(gamma / 2) if vocab else 0.
 
 # %% ../nbs/13_systems.ipynb #1049cf1a
+def _exponents(vocab: int | list, n: int) -> float | list: # like vocab
+    "log2 of the levels less n, of every dimension."
+    if isinstance(vocab, list): return [_exponents(v, n) for v in vocab]
+    return round(math.log2(vocab) - n, 4)
+
 def _settled_by_data(arguments: dict[str, Any] # of a system
                     ) -> dict[str, Any]:
     "The arguments, those that are None and follow the data or the schedule settled."
     vocab, event_shape = (arguments.get(name) for name in ('vocab', 'event_shape'))
     vocab = None if vocab is None else checked_vocab(vocab)
-    exponents = [round(math.log2(most_levels(vocab)) - n, 4) for n in (1, 0)] if vocab else []
+    exponents = [_exponents(vocab, n) for n in (1, 0)] if vocab else []
     family = schedules.get(arguments.get('schedule'))
     follows = dict(gamma_min=clean_end(vocab), fourier=tuple(exponents),
                    attention=math.prod(event_shape[1:]) <= 256,
