@@ -4,7 +4,7 @@ Parts run in order of value under one time budget, each stored in nbs/reports/gp
 ends, with the card and the versions. Without an accelerator everything runs scaled down, to test itself.
 Images are random pixels; in the training, Fashion-MNIST from `--images`, the folder of its four files.
 """
-import contextlib, gc, json, os, platform, select, subprocess, sys, tempfile, time
+import atexit, contextlib, gc, json, os, platform, select, subprocess, sys, tempfile, time
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -23,7 +23,6 @@ from mulan_vdm.data import Data, Split, load
 from mulan_vdm.diffusion import Diffusion
 from mulan_vdm.evaluation import evaluate, mean_se
 from mulan_vdm.flow import log_density
-from mulan_vdm.likelihood import ode_evaluate
 from mulan_vdm.nets import ADM, UNet
 from mulan_vdm.processes import Rows, fast_products, mixed_seed
 from mulan_vdm.sampling import sample
@@ -79,7 +78,7 @@ def answers(name, where):
     data = load('digits')
     model = preset(name, data, dropout=0.) if 'vae' not in name else preset(name, data)
     with torch.no_grad(): # last layers start at zero: nothing would be compared
-        for p in model.parameters(): p.add_(0.02 * torch.randn_like(p))
+        for p in model.parameters(): p.add_(0.01 * torch.randn_like(p))
     model.to(where)
     x, y = data.test.x[:8].to(where), data.test.y[:8].to(where)
     y = y if getattr(model.net, 'classes', 0) else None
@@ -94,25 +93,42 @@ def answers(name, where):
             whole = again()
             with torch.autocast(where.type, torch.bfloat16): found['bf16'] = again() / whole - 1
         found['evaluate'] = evaluate(model, x, draws=4).bpd
-        if y is None: found['flow'] = ode_evaluate(model, x[:2], probes=2, tolerance=1e-4).bpd
+        if y is None:
+            torch.manual_seed(2)
+            w = model.latent.prior(2).cpu().to(where) if model.latent.size else None
+            z = model.codec.encode(x[:2]).double()
+            found['flow'] = log_density(model, z, w, probes=torch.ones_like(z)[None], tolerance=1e-3).log_prob
         found['sample'] = sample(model, 8, 8, y=y, generator=torch.Generator().manual_seed(1)).double()
         if model.latent.size: found['encode'] = torch.stack(model.encode(x))
     return {k: v.detach().cpu() for k, v in found.items()}
 
-def parity(seconds):
+tried = 'vdm-digits', 'mulan-digits', 'vdmpp-digits', 'repvdm-digits', 'vae-digits'
+
+def answering(folder):
+    "A process that asks the CPU meanwhile, and where it leaves the answers."
+    path = Path(folder)/'answers.pt'
+    command = [sys.executable, __file__, '--one', 'answers', '--out', path]
+    process = subprocess.Popen(list(map(str, command)))
+    atexit.register(process.kill)
+    return process, path
+
+def parity(seconds, process, path):
     "Largest relative differences between the devices, and between losses in bf16 and in float32."
-    rows = []
-    for name in ('vdm-digits', 'mulan-digits', 'vdmpp-digits', 'repvdm-digits', 'vae-digits'):
-        here, there = answers(name, torch.device('cpu')), answers(name, device)
+    end, rows = time.monotonic() + seconds, []
+    there = {name: answers(name, device) for name in tried}
+    again = resumed()
+    process.wait(max(0, end - time.monotonic()))
+    here = torch.load(path)
+    for name in tried:
         kinds = {}
-        for k, v in there.items():
+        for k, v in there[name].items():
             if k == 'bf16': continue
             kind = k.split(':')[0]
-            kinds[kind] = max(kinds.get(kind, 0.), difference(v, here[k]))
-        nats = float(there['loss: whole'].mean())
-        rows.append(dict(name=name, **kinds, bf16=float(there['bf16']), nats=nats))
+            kinds[kind] = max(kinds.get(kind, 0.), difference(v, here[name][k]))
+        nats = float(there[name]['loss: whole'].mean())
+        rows.append(dict(name=name, **kinds, bf16=float(there[name]['bf16']), nats=nats))
         print(rows[-1], flush=True)
-    return dict(rows=rows, resumed=resumed())
+    return dict(rows=rows, resumed=again)
 
 def resumed():
     "Largest difference between the losses of six steps and those of three and three more."
@@ -131,7 +147,7 @@ def resumed():
 
 def precision(seconds):
     "Evaluations of the flow and its log-density with exact products and with TF32, by tolerance."
-    end, rows = time.monotonic() + min(seconds, 40), []
+    end, rows = time.monotonic() + min(seconds, 25), []
     torch.manual_seed(0)
     data = load('digits')
     model = preset('vdm-digits', data)
@@ -206,6 +222,8 @@ def timed(steps, turns):
     return {name: dict(seconds=median(v), least=min(v), most=max(v), gib=held.get(name))
             for name, v in took.items()}
 
+counted = {} # operations for one image by preset, each counted once
+
 def prepared(name, variant):
     "Steps of a preset's objective and of its bare network, without optimizer; a row of them; what is set."
     shape, n, changes = sizes[name]
@@ -221,7 +239,7 @@ def prepared(name, variant):
     first = lambda v: None if v is None else v[:1]
     whole = lambda: model(x[:1], y=first(y), check=False).loss.mean().backward()
     alone = lambda: model.net(z[:1], gamma[:1], w=first(w), y=first(y)).sum().backward()
-    flops = dict(objective=operations(whole), bare=operations(alone))
+    if name not in counted: counted[name] = dict(objective=operations(whole), bare=operations(alone))
     model.zero_grad()
     model.to(device, memory_format=torch.channels_last if last else torch.contiguous_format)
     x, y, w, gamma, z = (None if v is None else v.to(device) for v in (x, y, w, gamma, z))
@@ -238,11 +256,12 @@ def prepared(name, variant):
         with cast(): out = model.net(z, gamma, w=w, y=y)
         out.float().square().mean().backward()
         model.zero_grad()
-    return dict(objective=objective, bare=bare), dict(preset=name, variant=variant, n=n, flops=flops), around
+    row = dict(preset=name, variant=variant, n=n, flops=counted[name])
+    return dict(objective=objective, bare=bare), row, around
 
 def measured(steps, row, n):
     "A row of the table: images a second, their share of the card's peak, and the memory."
-    found = timed(steps, 10 if big else 1)
+    found = timed(steps, 8 if big else 1)
     row |= {name: dict(v, images=n / v['seconds']) for name, v in found.items()}
     at_most = next((v for k, v in peak.items() if k in card()), None)
     if at_most: row['share_of_peak'] = row['objective']['images'] * row['flops']['objective'] / at_most
@@ -279,7 +298,9 @@ def compiling():
     env = dict(os.environ, TORCHINDUCTOR_COMPILE_THREADS='3')
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     command = [sys.executable, __file__, '--row']
-    return {row: subprocess.Popen([*command, '|'.join(row)], env=env, **pipes) for row in compiled}
+    workers = {row: subprocess.Popen([*command, '|'.join(row)], env=env, **pipes) for row in compiled}
+    for process in workers.values(): atexit.register(process.kill)
+    return workers
 
 def told(process, word, end):
     "The next line of a process after a word to it; nothing if it does not come in time."
@@ -294,7 +315,8 @@ def throughput(seconds, workers):
     end, rows = time.monotonic() + seconds, []
     eager = [(name, variant) for variant in variants for name in sizes
              if 'compiled' not in variant and not ('fashion' in name and variant not in ('float32', 'bf16'))]
-    eager.sort(key=lambda row: (row[1] != 'bf16', row[1] in ('float32', 'tf32') and 'imagenet' in row[0]))
+    large = lambda row: row[1] in ('float32', 'tf32') and 'imagenet' in row[0] # last: beside what compiles
+    eager.sort(key=lambda row: (row[1] != 'bf16', large(row)))
     for row in eager:
         if time.monotonic() > end - 30 * big: break
         rows.append(eager_row(*row))
@@ -304,7 +326,6 @@ def throughput(seconds, workers):
         found = json.loads(line) if line.startswith('{') else dict(error='not compiled in time')
         rows.append(dict(preset=name, variant=variant) | found)
         print(rows[-1], flush=True)
-        process.kill()
     return dict(rows=rows)
 
 def package(seconds):
@@ -322,7 +343,7 @@ def package(seconds):
     widths = {name: min(range(wide // 2, 4 * wide, 8), key=lambda c: abs(flops(kind(c), level) - goal))
               for name, kind in kinds.items()}
     nets = dict(theirs=theirs, **{name: kind(widths[name]) for name, kind in kinds.items()})
-    counted = {name: flops(net, torch.zeros(1) if name == 'theirs' else level) for name, net in nets.items()}
+    work = {name: flops(net, torch.zeros(1) if name == 'theirs' else level) for name, net in nets.items()}
     for net in nets.values(): net.to(device).train()
     x = random_data(shape, 256, n).train.x.to(device)
     other = ContinuousTimeGaussianDiffusion(theirs, image_size=shape[-1]).to(device)
@@ -334,7 +355,7 @@ def package(seconds):
         loss.backward()
         nets[name].zero_grad()
     with fast_products(True): found = timed({name: partial(step, name) for name in nets}, 10 if big else 1)
-    rows = [dict(network=name, width=widths.get(name, wide), flops=counted[name], **v)
+    rows = [dict(network=name, width=widths.get(name, wide), flops=work[name], **v)
             for name, v in found.items()]
     for row in rows: print(row, flush=True)
     forget()
@@ -424,19 +445,22 @@ def main(
     seeds:int=3, # of each system in the training
     steps:int=0, # of each training; 0: as many as fit
     compile:bool=False, # compile the objective of the trainings?
-    one:str='', # (a training alone: an entry of `cells`)
+    one:str='', # (a training alone: an entry of `cells`; or answers of the CPU)
     seed:int=0, # (of it)
     row:str='', # (a row of the throughput alone: preset|variant)
 ):
     "Measure on the accelerator and store reports."
+    if one == 'answers': return torch.save({name: answers(name, torch.device('cpu')) for name in tried}, out)
     if one: return train_one(one, seed, steps, images, compile, out)
     if row: return compiled_row(*row.split('|'))
     began = time.monotonic()
     folder = Path(out) if out else root/'nbs/reports/gpu' if big else Path(tempfile.mkdtemp())
     left = lambda: budget - (time.monotonic() - began)
     trained = [images, seeds if big else 1, steps, compile]
-    given = dict(throughput=[compiling()] if 'throughput' in parts else [], training=trained, claim=trained)
-    shares = dict(throughput=0.6, training=0.95, claim=0.95)
+    given = dict(training=trained, claim=trained)
+    if 'parity' in parts: given['parity'] = answering(tempfile.mkdtemp())
+    if 'throughput' in parts: given['throughput'] = [compiling()]
+    shares = dict(throughput=0.75, training=0.95, claim=0.95)
     for name in parts.split():
         if left() < (45 if big else 1):
             print(f'{name}: no time left')

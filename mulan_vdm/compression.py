@@ -26,7 +26,7 @@ from .noise import alpha, sigma, transition
 from .subsets import Coins, toss
 from .latents import Categorical, Gaussian, KHot, Latent, NoLatent
 from .codec import Codec
-from .diffusion import Diffusion, fixed_variance, Matched, step_back
+from .diffusion import Diffusion, fixed_variance, Learned, Matched, Reckoned, step_back
 
 # %% ../nbs/20_compression.ipynb #5da51a18
 def _stream():
@@ -254,8 +254,16 @@ class _Chain:
 
     def spacing(self, i: int) -> Tensor: # like the level
         "Lattice of z_i, @eq-lattice."
-        nothing = torch.zeros_like(self.gammas[i]) # deviations do not depend on it
-        return torch.minimum(self.up(i)[1], self.down(i, nothing, nothing)[1]) / 4
+        return torch.minimum(self.up(i)[1], self._least(i)) / 4
+
+    def _least(self, i: int) -> Tensor: # like the level
+        "What the standard deviation of p(z_i|z_{i+1}) is at least, whatever z_{i+1} is."
+        gamma_s = self.gammas[i]
+        if i == self.T: return torch.ones_like(gamma_s)
+        nothing = torch.zeros_like(gamma_s)
+        learned = isinstance(self.model.reverse, Learned)
+        reverse = fixed_variance if learned else self.model.reverse
+        return step_back(nothing, nothing, gamma_s, self.gammas[i + 1], reverse)[1]
 
 # %% ../nbs/20_compression.ipynb #51b3406e
 def _numbers(v: Tensor) -> np.ndarray: return v.numpy(force=True)
@@ -551,13 +559,16 @@ def _push_groups(model: Diffusion, times: Tensor, stack: _Stack, images: Sequenc
     return sizes
 
 # %% ../nbs/20_compression.ipynb #a38dfb98
-def _digest(model: Diffusion) -> bytes: # 8
+def _digest(model: Diffusion,
+            reverse: Reckoned = fixed_variance # belongs to the model if it was learned
+           ) -> bytes: # 8
     "Of the model's configuration and weights, in double precision."
     config = {k: v for k, v in getattr(model, 'config', {}).items() if k != 'preset'}
     said = [model.codec.vocab, model.event_shape, model.prediction.__name__,
             type(model.schedule).__name__, type(model.latent).__name__, config]
     digest = hashlib.blake2b(json.dumps(said, sort_keys=True, default=str).encode(), digest_size=8)
-    for name, v in sorted(model.state_dict().items()):
+    learned = reverse.tensors() if isinstance(reverse, Learned) else {}
+    for name, v in (*sorted(model.state_dict().items()), *sorted(learned.items())):
         digest.update(f'{name} {tuple(v.shape)}'.encode())
         digest.update(_numbers(v.double()).tobytes())
     return digest.digest()
@@ -565,9 +576,10 @@ def _digest(model: Diffusion) -> bytes: # 8
 _table_rows = 48
 
 def _table_of(model: Diffusion) -> np.ndarray: # whole numbers 0..255 (48, *event or ones)
-    "The model's reverse variance, two octaves above one and fourteen below it."
+    "The model's reverse variance, two octaves above one and fourteen below it; none if it was learned."
+    if isinstance(model.reverse, Learned): return np.full((_table_rows, *[1] * len(model.event_shape)), 255)
     knots = torch.linspace(*model.schedule.ends(), _table_rows, **model.options)
-    reckoned = model.reverse(model.unsqueeze(knots)).clamp(min=1e-9)
+    reckoned = model.reverse(model.unsqueeze(knots), None, None).clamp(min=1e-9)
     return np.rint(16 * (2 - np.log2(_numbers(reckoned)))).clip(0, 255).astype(int)
 
 def _set_table(model: Diffusion, table: np.ndarray) -> None:
@@ -758,8 +770,8 @@ def compress(model: Diffusion,
     if not len(images): raise ValueError("images holds none: pass at least one")
     if exact.codec.vocab > 2**16: raise ValueError(f"vocab={exact.codec.vocab}: at most 65536 levels")
     table = _table_of(exact)
-    _set_table(exact, table)
-    empty = Contents(_digest(model), exact.reference.device.type, exact.event_shape,
+    if not isinstance(exact.reverse, Learned): _set_table(exact, table)
+    empty = Contents(_digest(model, model.reverse), exact.reference.device.type, exact.event_shape,
                      exact.codec.vocab, len(images), 0, 0, 0, steps, (), {}, table, 0, b'', None)
     bar = tqdm(total=len(images), desc='compressing', disable=not progress)
     for stored in range(1, len(images) + 1):
@@ -775,9 +787,10 @@ def _check_model(model: Diffusion, held: Contents) -> None:
     if shapes != (model.event_shape, model.codec.vocab):
         raise ValueError(f"the file holds images {held.event_shape} of {held.vocab} levels, the model's "
                          f"are {model.event_shape} of {model.codec.vocab}: name the run that wrote it")
-    if held.digest != _digest(model):
+    if held.digest not in (_digest(model), _digest(model, model.reverse)):
         raise ValueError(f"the file was written by another model, {held.digest.hex()}, than this one, "
-                         f"{_digest(model).hex()}: name the run that wrote it")
+                         f"{_digest(model).hex()}: name the run that wrote it, with the variance that "
+                         "it learned")
     if held.device != model.reference.device.type:
         raise ValueError(f"the file was written on a device {held.device}, the model is on "
                          f"{model.reference.device.type}: move the model there")
@@ -819,7 +832,7 @@ def decompressed(model: Diffusion, # the one that wrote the file
     held = contents(file)
     exact = _exact(model)
     _check_model(exact, held)
-    _set_table(exact, held.table)
+    if held.digest == _digest(exact): _set_table(exact, held.table)
     times = held.times.to(exact.reference)
     stack = _Stack(held.words, _Settled(held.notes))
     bar = tqdm(total=held.images, desc='decompressing', disable=not progress)

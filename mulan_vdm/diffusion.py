@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['Reckoned', 'low_discrepancy_times', 'Terms', 'fixed_variance', 'large_variance', 'step_back', 'Diffusion',
-           'evaluating', 'Matched']
+           'evaluating', 'Matched', 'Learned']
 
 # %% ../nbs/07_diffusion.ipynb #2680bb7c
 import contextlib
 import math
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 from typing import Callable, Iterator, NamedTuple
@@ -56,14 +57,15 @@ class Terms(NamedTuple):
         return self.reconstruction + self.prior + self.weighted + self.latent
 
 # %% ../nbs/07_diffusion.ipynb #6d485622
-# noise level -> squared error of the noise that a step back reckons with, broadcastable to z_t
-Reckoned = Callable[[Tensor], Tensor]
+# noise level, noisy data, their estimate -> squared error of the noise that a step back reckons
+# with, broadcastable to z_t
+Reckoned = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-def fixed_variance(gamma: Tensor) -> Tensor: # like gamma
+def fixed_variance(gamma: Tensor, *seen: Tensor) -> Tensor: # like gamma
     "No error: a step back has the variance of q(z_s|z_t, x); VDM notes section 2.3."
     return torch.zeros_like(gamma)
 
-def large_variance(gamma: Tensor) -> Tensor: # like gamma
+def large_variance(gamma: Tensor, *seen: Tensor) -> Tensor: # like gamma
     "The error for standard normal data: a step has the variance of q(z_t|z_s); Ho et al. 2020."
     return alpha(gamma)**2
 
@@ -76,7 +78,8 @@ def step_back(z_t: Tensor,     # noisy data (B, *event)
              ) -> tuple[Tensor, Tensor]: # mean like z_t, standard deviation like gamma_s or z_t
     "Mean and standard deviation of p(z_s|z_t), @eq-reverse-variance."
     mean, std = posterior(z_t, x_hat, gamma_s, gamma_t)
-    return mean, std * (1 + torch.expm1(gamma_t - gamma_s) * reverse(gamma_t)).sqrt()
+    reckoned = reverse(gamma_t, z_t, x_hat)
+    return mean, std * (1 + torch.expm1(gamma_t - gamma_s) * reckoned).sqrt()
 
 # %% ../nbs/07_diffusion.ipynb #d6815ee3
 def _charged(error: Tensor,    # squared error of the noise (B, *event)
@@ -237,11 +240,12 @@ def _times(self: Diffusion, n: int, rows: Rows, t: Tensor | None = None
 
 # %% ../nbs/07_diffusion.ipynb #30619023
 @patch
-def _charges(self: Diffusion, error: Tensor, gamma_t: Tensor, rate: Tensor,
-             T: int | Tensor) -> Tensor: # like error
+def _charges(self: Diffusion, error: Tensor, answer: Tensor, z_t: Tensor, gamma_t: Tensor,
+             rate: Tensor, T: int | Tensor) -> Tensor: # like error
     "What steps charge in place of squared errors (B, *event), by the model's reverse variance."
     steps = T if isinstance(T, int) else len(T) - 1
-    return _charged(error, self.reverse(gamma_t), rate / steps)
+    x_hat, _ = to_x_eps(answer, z_t, gamma_t, self.prediction)
+    return _charged(error, self.reverse(gamma_t, z_t, x_hat), rate / steps)
 
 # %% ../nbs/07_diffusion.ipynb #0891cad2
 @patch
@@ -308,7 +312,7 @@ def forward(self: Diffusion,
     z_t = diffuse(x, gamma_t, eps)
     answer = self.net(z_t, gamma_t, w=w, y=y).to(x.dtype)
     error = eps_error(answer, x, eps, gamma_t, self.prediction)**2
-    charged = error if T is None else self._charges(error, gamma_t, rate, T)
+    charged = error if T is None else self._charges(error, answer, z_t, gamma_t, rate, T)
     diffusion = 0.5 * rate * dt_du * charged
     weight = self.weighting(-gamma_t)
     weighted = weight * diffusion
@@ -330,7 +334,7 @@ class Matched(NamedTuple):
     levels: Tensor    # noise levels (K,), rising
     log_error: Tensor # (K, *event), or (K, 1, ..., 1) for all dimensions
 
-    def __call__(self, gamma: Tensor) -> Tensor: # gamma (B, *event or ones); squared errors
+    def __call__(self, gamma: Tensor, *seen: Tensor) -> Tensor: # gamma (B, *event or ones); squared errors
         j, share = _between(self.levels, gamma.flatten(1))
         table = self.log_error.flatten(1).to(gamma)
         column = torch.arange(table.shape[1], device=gamma.device)
@@ -342,11 +346,25 @@ class Matched(NamedTuple):
 @patch
 @torch.no_grad()
 def _errors(self: Diffusion, x: Tensor, # data (B, *event), coded
-            w: Tensor | None, gamma: Tensor, rows: Rows) -> Tensor: # (B, *event)
-    "Squared errors of the noise at a noise level."
+            w: Tensor | None, gamma: Tensor, rows: Rows
+           ) -> tuple[Tensor, Tensor, Tensor]: # squared errors of the noise, z_t, x_hat; like x
+    "What the network makes of data at a noise level."
     eps = rows.randn(*x.shape, **self.options)
-    answer = self.net(diffuse(x, gamma, eps), gamma, w=w)
-    return eps_error(answer, x, eps, gamma, self.prediction)**2
+    z_t = diffuse(x, gamma, eps)
+    answer = self.net(z_t, gamma, w=w)
+    x_hat, _ = to_x_eps(answer, z_t, gamma, self.prediction)
+    return eps_error(answer, x, eps, gamma, self.prediction)**2, z_t, x_hat
+
+@patch
+@torch.no_grad()
+def _errors_of(self: Diffusion, images: Tensor, # (B, *event)
+               t: Tensor, # times (B,)
+               rows: Rows) -> tuple[Tensor, ...]: # gamma; what `_errors` gives
+    "The same for images at times, with a latent of each image."
+    x = self.codec.encode(images.to(self.reference.device), self.reference.dtype)
+    w, _ = self.latent(x, rows)
+    gamma = self.gamma(t, w)
+    return gamma, *self._errors(x, w, gamma, rows)
 
 @patch
 def _table_levels(self: Diffusion, levels: int) -> Tensor: # at most (levels,), rising
@@ -406,16 +424,99 @@ def matched(self: Diffusion,
     with evaluating(self):
         for i in range(levels):
             chosen = x[torch.arange(i * images, (i + 1) * images) % len(x)]
-            for batch in chosen.to(self.reference.device).split(batch_size):
-                coded = self.codec.encode(batch, self.reference.dtype)
-                w, _ = self.latent(coded, rows)
+            for batch in chosen.split(batch_size):
                 time = self.reference.new_full((len(batch),), i / max(1, levels - 1))
-                gamma = self.gamma(time, w)
-                error = self._errors(coded, w, gamma, rows).flatten(1)
-                table.add(error, *_between(knots, gamma.flatten(1)))
+                gamma, error, *_ = self._errors_of(batch, time, rows)
+                table.add(error.flatten(1), *_between(knots, gamma.flatten(1)))
     shape = self.event_shape if per_pixel else [1] * len(self.event_shape)
     kept, log_error = table.log_mean()
     return Matched(knots[kept], log_error.reshape(-1, *shape).to(knots))
+
+# %% ../nbs/07_diffusion.ipynb #2154dc80
+class Learned(NamedTuple):
+    "A measured reverse variance, times factors that three convolutions read from z_t and x_hat."
+    measured: Matched
+    phase: Tensor # turn of x_hat by one, in radians: pi times a pixel's levels, 0 for real data
+    weights: tuple[Tensor, ...] # of the convolutions
+    biases: tuple[Tensor, ...]
+
+    def log_error(self, gamma: Tensor, z_t: Tensor, x_hat: Tensor) -> Tensor: # like z_t
+        "Logarithm of the squared error that a step reckons with."
+        z_t = z_t.detach()
+        x_hat = x_hat.detach()
+        log_m = self.measured(gamma).log()
+        angle = self.phase.to(z_t) * x_hat
+        known = z_t, x_hat.clamp(-2, 2), gamma / 8, log_m / 8, angle.cos(), angle.sin()
+        seen = torch.cat([v.expand_as(z_t) for v in known], 1)
+        h = seen[..., None] if z_t.ndim == 2 else seen
+        h = F.silu(self._layer(0, h))
+        h = h + F.silu(self._layer(1, h))
+        return log_m + 8 * torch.tanh(self._layer(2, h) / 8).reshape(z_t.shape)
+
+    def _layer(self, i: int, h: Tensor) -> Tensor:
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[h.ndim - 3]
+        return convolve(h, self.weights[i].to(h), self.biases[i].to(h), padding=1)
+
+    def __call__(self, gamma: Tensor, z_t: Tensor, x_hat: Tensor) -> Tensor: # like z_t
+        return self.log_error(gamma, z_t, x_hat).exp()
+
+# %% ../nbs/07_diffusion.ipynb #76609873
+@patch
+def _unlearned(self: Diffusion, measured: Matched, rows: Rows, width: int = 32) -> Learned:
+    "A learned variance before it has learned."
+    channels, *sides = self.event_shape
+    sizes = (6 * channels, width), (width, width), (width, channels)
+    kernel = [3] * max(1, len(sides))
+    weights = [rows.randn(n, m, *kernel, **self.options) / (m * 3**len(kernel))**0.5 for m, n in sizes]
+    weights[-1].zero_()
+    biases = tuple(torch.zeros(n, **self.options) for _, n in sizes)
+    phase = math.pi * torch.as_tensor(self.codec.vocab or 0, **self.options)
+    return Learned(measured, phase, tuple(weights), biases)
+
+# %% ../nbs/07_diffusion.ipynb #72d4428f
+@patch
+def learned(self: Diffusion,
+            x: Tensor,              # training images (N, *event)
+            measured: Matched | None = None, # that it begins with; by default `matched`'s
+            steps: int = 600,       # of training
+            batch_size: int = 64,   # images per step
+            lr: float = 4e-3,       # of the first step; it falls to zero
+            rows: Rows = Rows()     # of images, times, noise and latents
+           ) -> Learned:
+    """The reverse variance that suits this z_t best, @eq-long-steps. Raises ValueError for other shapes
+    or pixels, and a schedule that does not end."""
+    if measured is None: measured = self.matched(x, rows=rows)
+    found = self._unlearned(measured, rows)
+    parameters = [p.requires_grad_() for p in (*found.weights, *found.biases)]
+    optimizer = torch.optim.Adam(parameters, lr)
+    with evaluating(self), torch.enable_grad():
+        for step in range(steps):
+            chosen = (rows.rand(batch_size, **self.options) * len(x)).long().clamp(max=len(x) - 1)
+            t = low_discrepancy_times(batch_size, rows, **self.options)
+            gamma, error, *seen = self._errors_of(x[chosen.to(x.device)], t, rows)
+            log_m = found.log_error(gamma, *seen)
+            optimizer.zero_grad()
+            (log_m + error * torch.exp(-log_m)).mean().backward()
+            optimizer.param_groups[0]['lr'] = lr * (1 - step / steps)
+            optimizer.step()
+    for p in parameters: p.requires_grad_(False)
+    return found
+
+# %% ../nbs/07_diffusion.ipynb #0def6918
+@patch
+def tensors(self: Learned) -> dict[str, Tensor]:
+    "Its numbers by name."
+    named = dict(levels=self.measured.levels, log_error=self.measured.log_error, phase=self.phase)
+    for kind, layers in (('weight', self.weights), ('bias', self.biases)):
+        named |= {f'{kind}.{i}': v for i, v in enumerate(layers)}
+    return named
+
+@patch(cls_method=True)
+def of(cls: Learned, tensors: dict[str, Tensor]) -> Learned:
+    "From what `tensors` gave. Raises KeyError."
+    def layers(kind): return tuple(tensors[f'{kind}.{i}'] for i in range(3))
+    measured = Matched(tensors['levels'], tensors['log_error'])
+    return cls(measured, tensors['phase'], layers('weight'), layers('bias'))
 
 # %% ../nbs/07_diffusion.ipynb #75aa368a
 def _cheapest_path(costs: Tensor, # of a step from j down to i, [i, j] of (N + 1, N + 1)
@@ -442,8 +543,8 @@ def _step_costs(self: Diffusion, x: Tensor, # images (B, *event)
     gammas = [self.gamma(t.expand(len(x)), w) for t in times]
     costs = torch.full((len(times), len(times)), math.inf, dtype=torch.float64)
     for j in range(1, len(times)):
-        error = self._errors(x, w, gammas[j], rows)
-        reckoned = self.reverse(gammas[j])
+        error, *seen = self._errors(x, w, gammas[j], rows)
+        reckoned = self.reverse(gammas[j], *seen)
         for i in range(j):
             a = torch.expm1(gammas[j] - gammas[i])
             costs[i, j] = _total(0.5 * a * _charged(error, reckoned, a)).mean()

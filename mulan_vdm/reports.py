@@ -32,7 +32,7 @@ from .schedules import choose
 from .processes import device, first_process, processes, Rows, seeded
 from .latents import Gaussian
 from .codec import guessing_bits, most_levels
-from .diffusion import Diffusion, fixed_variance, large_variance
+from .diffusion import Diffusion, fixed_variance, large_variance, Learned
 from .flow import check_solver
 from .sampling import grids, inpaint, sample, samplers
 from .data import available, Data, load, read_image, sources, Split
@@ -186,8 +186,9 @@ def _bound(model: Diffusion, data: Data,
     return found, f'{found.draws} draws each, {steps}\n{found.table()}{extra}'
 
 # %% ../nbs/23_reports.ipynb #42d7ea00
-_variances = dict(fixed=lambda model, x: fixed_variance, large=lambda model, x: large_variance,
-                  matched=lambda model, x: model.matched(x, rows=_numbered(model)))
+_variances = dict(fixed=lambda run, model, x: fixed_variance, large=lambda run, model, x: large_variance,
+                  matched=lambda run, model, x: model.matched(x, rows=_numbered(model)),
+                  learned=lambda run, model, x: _kept_variance(run, model))
 _step_grids = dict(time=lambda model, x, T: T,
                    best=lambda model, x, T: model.best_steps(x[:128], T, max(128, T), _numbered(model)))
 
@@ -195,21 +196,32 @@ def _numbered(model: Diffusion) -> Rows:
     "Random numbers that are the same every time."
     return Rows(torch.Generator(model.reference.device).manual_seed(0))
 
-def _with_steps(model: Diffusion, data: Data, T: int, variance: str, grid: str) -> int | Tensor:
+def _kept_variance(run: Run, model: Diffusion) -> Learned:
+    "The run's learned variance, learned now if there is none. Raises ValueError without a folder."
+    if not run.path.is_dir():
+        raise ValueError(f"variance=learned is kept in a run folder, and {run} is none: take matched")
+    found = run.variance()
+    if found is not None: return found
+    found = model.learned(run.data().train.x, rows=_numbered(model))
+    if first_process(): run.write_variance(found)
+    return found
+
+def _with_steps(run: Run, model: Diffusion, data: Data, T: int, variance: str,
+                grid: str) -> int | Tensor:
     "Gives the model a reverse variance; the number of its steps, or their times."
     x = data.train.x
-    model.reverse = choose('variance', variance, _variances)(model, x)
+    model.reverse = choose('variance', variance, _variances)(run, model, x)
     return choose('grid', grid, _step_grids)(model, x, T)
 
 # %% ../nbs/23_reports.ipynb #7cbc0acd
-def _chosen_steps(model: Diffusion, data: Data,
+def _chosen_steps(run: Run, model: Diffusion, data: Data,
                   report: dict, # told of what differs from even steps of fixed variance
                   T: int | None, variance: str, grid: str) -> int | Tensor | None: # steps, or times
     "Steps as they are asked for."
     chosen = dict(variance=variance, grid=grid)
     if chosen == dict(variance='fixed', grid='time'): return T
     report.update(chosen)
-    return _with_steps(model, data, T, variance, grid)
+    return _with_steps(run, model, data, T, variance, grid)
 
 # %% ../nbs/23_reports.ipynb #017bce2e
 def _flow(model: Diffusion, data: Data,
@@ -356,7 +368,7 @@ def evaluate_run(run: str | Path, # run folder
                  batch_size: int = 128, # images per batch
                  T: int | None = None, # vlb: number of steps; continuous time by default
                  grid: str = 'time', # of steps: even in time, or best, where they cost least
-                 variance: str = 'fixed', # of a step back: fixed, large, or matched to the errors
+                 variance: str = 'fixed', # of a step back: fixed, large, matched to the errors, or learned
                  # vlb: noise levels even in log SNR, not the schedule's own? By default wherever one
                  # schedule serves all pixels
                  even: bool | None = None,
@@ -396,7 +408,7 @@ def evaluate_run(run: str | Path, # run folder
     model = model.to(device())
     shown = maps and plot_bits(model, images.test.x[:maps], draws=draws or 256,
                                **{**how, 'y': how['y'][:maps] if labels else None})
-    chosen = _chosen_steps(model, whole, report, T, variance, grid)
+    chosen = _chosen_steps(run, model, whole, report, T, variance, grid)
     if method == 'vlb':
         found, said = _bound(model, images, report, draws, samples or 1, chosen, even, **how)
     else:
@@ -893,7 +905,7 @@ def compress_run(run: str | Path, # run folder, or mulan-digits, which comes wit
                  n: int | None = None, # the first n images; all by default
                  T: int = 50, # number of steps
                  grid: str = 'time', # steps even in time, or best: where they cost least
-                 variance: str = 'matched', # of a step back: fixed, large, or matched to the errors
+                 variance: str = 'matched', # of a step back: fixed, large, matched to the errors, or learned
                  batch_size: int = 64, # images coded at once
                  check: bool = True, # read the file before saying that it is done?
                  progress: bool = False # show a progress bar?
@@ -912,7 +924,7 @@ def compress_run(run: str | Path, # run folder, or mulan-digits, which comes wit
     x = pictures or getattr(data, split).x
     if n is not None: x = x[:n]
     with _whole(out) as temporary:
-        steps = _with_steps(model, data, T, variance, grid)
+        steps = _with_steps(Run(run), model, data, T, variance, grid)
         file = compress(model, x, steps, batch_size, progress)
         temporary.write_bytes(file)
         if check: _same(model, x, temporary.read_bytes(), progress)
@@ -962,6 +974,7 @@ def decompress_run(file: str | Path, # of `compress_run`
     data = Path(file).read_bytes()
     held = contents(data)
     model = load_run(run)[0].to(device())
+    model.reverse = Run(run).variance() or fixed_variance
     array = out.suffix == '.npy'
     if not array and (len(held.event_shape) != 3 or held.event_shape[0] not in (1, 3) or held.vocab > 256):
         raise ValueError(f"images {held.event_shape} of {held.vocab} levels are no pictures: "

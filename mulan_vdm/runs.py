@@ -27,7 +27,7 @@ from types import UnionType
 from typing import Any, Callable, get_args, get_origin, Iterable, Iterator, Union
 from . import __version__
 from .schedules import choose
-from .diffusion import Diffusion
+from .diffusion import Diffusion, Learned
 from .data import Data, load as load_data
 from .systems import build, shipped, system_of, translated
 
@@ -35,6 +35,7 @@ from .systems import build, shipped, system_of, translated
 class Run:
     "A run folder, which need not exist; the names of its files stand here and nowhere else."
     files = dict(config='config.json', log='metrics.jsonl', samples='samples.npy',
+                 variance='variance.safetensors',
                  last='checkpoint/state.safetensors', previous='checkpoint/previous.safetensors')
     tails = {'': '', 'ode': '_ode', 'samples': '_samples', 'probe': '_probe'} # of reports
 
@@ -440,6 +441,20 @@ def begun(self: Run) -> bool:
 def steps(self: Run) -> int:
     "Steps done at the last checkpoint; 0 without any; raises what `load` raises."
     return self.load(())[1] if self.begun else 0
+
+# %% ../nbs/14_runs.ipynb #ef122669
+@patch
+def write_variance(self: Run, learned: Learned) -> Path: # file
+    "Keeps a reverse variance that the last checkpoint's model learned; raises OSError."
+    return self._write(self.files['variance'], _packed(learned.tensors(), self.steps))
+
+@patch
+def variance(self: Run) -> Learned | None: # None if the model has learned none
+    "The learned reverse variance; raises OSError, ValueError for a file that is damaged."
+    path = self.file('variance')
+    if not path.exists(): return None
+    tensors, step = _read_whole(path, ('',), 'delete it, and it is learned again')
+    return Learned.of(tensors) if step == self.steps else None
 
 # %% ../nbs/14_runs.ipynb #b60f9606
 _beside = re.compile(r'\.DS_Store|Thumbs\.db|desktop\.ini|.*\.(txt|log|out|err)')
