@@ -893,6 +893,23 @@ def _size_table(model: Diffusion,
     lines.insert(3, f"{'  its bound':34}{'':12}{_with_error([bound.bpd.mean(), bound.noise_se], '10.4f')}")
     return '\n'.join(lines)
 
+# %% ../nbs/23_reports.ipynb #e3898236
+def _write_array(place: Path, held: Contents, groups: Iterator[tuple[int, Tensor]]) -> None:
+    "All images as one array."
+    kind = np.uint8 if held.vocab <= 256 else np.int32
+    array = np.lib.format.open_memmap(place, 'w+', kind, (held.images, *held.event_shape))
+    for first, x in groups: array[first:first + len(x)] = x.numpy()
+    array.flush()
+
+def _write_pictures(place: Path, held: Contents, groups: Iterator[tuple[int, Tensor]]) -> None:
+    "A picture for each image, by its number."
+    digits = len(str(held.images - 1))
+    for first, x in groups:
+        place.mkdir(exist_ok=True)
+        for i, image in enumerate(x.permute(0, 2, 3, 1).numpy(), first):
+            pixels = image.squeeze(2) if image.shape[2] == 1 else image
+            Image.fromarray(np.ascontiguousarray(pixels)).save(place / f'{i:0{digits}}.png')
+
 # %% ../nbs/23_reports.ipynb #4ecb2083
 def compress_run(run: str | Path, # run folder, or mulan-digits, which comes with the package
                  images: str | None = None, # folder of pictures of the run's size; its own images by default
@@ -935,23 +952,6 @@ def compress_run(run: str | Path, # run folder, or mulan-digits, which comes wit
     said = (f'{held.images} images of {held.event_shape}, {held.vocab} levels, {T} steps, {seconds:.1f} s'
             f'{checked}\n{_size_table(model, shown, held, len(file), bound)}\nfile: {out}')
     return Result(said, contents=held, bytes=len(file), bpd=bits, bound=bound)
-
-# %% ../nbs/23_reports.ipynb #e3898236
-def _write_array(place: Path, held: Contents, groups: Iterator[tuple[int, Tensor]]) -> None:
-    "All images as one array."
-    kind = np.uint8 if held.vocab <= 256 else np.int32
-    array = np.lib.format.open_memmap(place, 'w+', kind, (held.images, *held.event_shape))
-    for first, x in groups: array[first:first + len(x)] = x.numpy()
-    array.flush()
-
-def _write_pictures(place: Path, held: Contents, groups: Iterator[tuple[int, Tensor]]) -> None:
-    "A picture for each image, by its number."
-    digits = len(str(held.images - 1))
-    for first, x in groups:
-        place.mkdir(exist_ok=True)
-        for i, image in enumerate(x.permute(0, 2, 3, 1).numpy(), first):
-            pixels = image.squeeze(2) if image.shape[2] == 1 else image
-            Image.fromarray(np.ascontiguousarray(pixels)).save(place / f'{i:0{digits}}.png')
 
 # %% ../nbs/23_reports.ipynb #4cb385cf
 def decompress_run(file: str | Path, # of `compress_run`
