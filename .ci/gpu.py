@@ -4,8 +4,9 @@ Parts run in order of value under one time budget, each stored in nbs/reports/gp
 ends, with the card and the versions. Without an accelerator everything runs scaled down, to test itself.
 Images are random pixels; in the training, Fashion-MNIST from `--images`, the folder of its four files.
 """
-import contextlib, gc, json, os, platform, select, subprocess, sys, tempfile, time
+import atexit, contextlib, gc, json, os, platform, re, select, subprocess, sys, tempfile, time
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -23,7 +24,6 @@ from mulan_vdm.data import Data, Split, load
 from mulan_vdm.diffusion import Diffusion
 from mulan_vdm.evaluation import evaluate, mean_se
 from mulan_vdm.flow import log_density
-from mulan_vdm.likelihood import ode_evaluate
 from mulan_vdm.nets import ADM, UNet
 from mulan_vdm.processes import Rows, fast_products, mixed_seed
 from mulan_vdm.sampling import sample
@@ -79,7 +79,7 @@ def answers(name, where):
     data = load('digits')
     model = preset(name, data, dropout=0.) if 'vae' not in name else preset(name, data)
     with torch.no_grad(): # last layers start at zero: nothing would be compared
-        for p in model.parameters(): p.add_(0.02 * torch.randn_like(p))
+        for p in model.parameters(): p.add_(0.01 * torch.randn_like(p))
     model.to(where)
     x, y = data.test.x[:8].to(where), data.test.y[:8].to(where)
     y = y if getattr(model.net, 'classes', 0) else None
@@ -94,25 +94,42 @@ def answers(name, where):
             whole = again()
             with torch.autocast(where.type, torch.bfloat16): found['bf16'] = again() / whole - 1
         found['evaluate'] = evaluate(model, x, draws=4).bpd
-        if y is None: found['flow'] = ode_evaluate(model, x[:2], probes=2, tolerance=1e-4).bpd
+        if y is None:
+            torch.manual_seed(2)
+            w = model.latent.prior(2).cpu().to(where) if model.latent.size else None
+            z = model.codec.encode(x[:2]).double()
+            found['flow'] = log_density(model, z, w, probes=torch.ones_like(z)[None], tolerance=1e-3).log_prob
         found['sample'] = sample(model, 8, 8, y=y, generator=torch.Generator().manual_seed(1)).double()
         if model.latent.size: found['encode'] = torch.stack(model.encode(x))
     return {k: v.detach().cpu() for k, v in found.items()}
 
-def parity(seconds):
+tried = 'vdm-digits', 'mulan-digits', 'vdmpp-digits', 'repvdm-digits', 'vae-digits'
+
+def answering(folder):
+    "A process that asks the CPU meanwhile, and where it leaves the answers."
+    path = Path(folder)/'answers.pt'
+    command = [sys.executable, __file__, '--one', 'answers', '--out', path]
+    process = subprocess.Popen(list(map(str, command)))
+    atexit.register(process.kill)
+    return process, path
+
+def parity(seconds, process, path):
     "Largest relative differences between the devices, and between losses in bf16 and in float32."
-    rows = []
-    for name in ('vdm-digits', 'mulan-digits', 'vdmpp-digits', 'repvdm-digits', 'vae-digits'):
-        here, there = answers(name, torch.device('cpu')), answers(name, device)
+    end, rows = time.monotonic() + seconds, []
+    there = {name: answers(name, device) for name in tried}
+    again = resumed()
+    process.wait(max(0, end - time.monotonic()))
+    here = torch.load(path)
+    for name in tried:
         kinds = {}
-        for k, v in there.items():
+        for k, v in there[name].items():
             if k == 'bf16': continue
             kind = k.split(':')[0]
-            kinds[kind] = max(kinds.get(kind, 0.), difference(v, here[k]))
-        nats = float(there['loss: whole'].mean())
-        rows.append(dict(name=name, **kinds, bf16=float(there['bf16']), nats=nats))
+            kinds[kind] = max(kinds.get(kind, 0.), difference(v, here[name][k]))
+        nats = float(there[name]['loss: whole'].mean())
+        rows.append(dict(name=name, **kinds, bf16=float(there[name]['bf16']), nats=nats))
         print(rows[-1], flush=True)
-    return dict(rows=rows, resumed=resumed())
+    return dict(rows=rows, resumed=again)
 
 def resumed():
     "Largest difference between the losses of six steps and those of three and three more."
@@ -131,7 +148,7 @@ def resumed():
 
 def precision(seconds):
     "Evaluations of the flow and its log-density with exact products and with TF32, by tolerance."
-    end, rows = time.monotonic() + min(seconds, 40), []
+    end, rows = time.monotonic() + min(seconds, 25), []
     torch.manual_seed(0)
     data = load('digits')
     model = preset('vdm-digits', data)
@@ -206,6 +223,8 @@ def timed(steps, turns):
     return {name: dict(seconds=median(v), least=min(v), most=max(v), gib=held.get(name))
             for name, v in took.items()}
 
+counted = {} # operations for one image by preset, each counted once
+
 def prepared(name, variant):
     "Steps of a preset's objective and of its bare network, without optimizer; a row of them; what is set."
     shape, n, changes = sizes[name]
@@ -221,7 +240,7 @@ def prepared(name, variant):
     first = lambda v: None if v is None else v[:1]
     whole = lambda: model(x[:1], y=first(y), check=False).loss.mean().backward()
     alone = lambda: model.net(z[:1], gamma[:1], w=first(w), y=first(y)).sum().backward()
-    flops = dict(objective=operations(whole), bare=operations(alone))
+    if name not in counted: counted[name] = dict(objective=operations(whole), bare=operations(alone))
     model.zero_grad()
     model.to(device, memory_format=torch.channels_last if last else torch.contiguous_format)
     x, y, w, gamma, z = (None if v is None else v.to(device) for v in (x, y, w, gamma, z))
@@ -238,11 +257,12 @@ def prepared(name, variant):
         with cast(): out = model.net(z, gamma, w=w, y=y)
         out.float().square().mean().backward()
         model.zero_grad()
-    return dict(objective=objective, bare=bare), dict(preset=name, variant=variant, n=n, flops=flops), around
+    row = dict(preset=name, variant=variant, n=n, flops=counted[name])
+    return dict(objective=objective, bare=bare), row, around
 
 def measured(steps, row, n):
     "A row of the table: images a second, their share of the card's peak, and the memory."
-    found = timed(steps, 10 if big else 1)
+    found = timed(steps, 8 if big else 1)
     row |= {name: dict(v, images=n / v['seconds']) for name, v in found.items()}
     at_most = next((v for k, v in peak.items() if k in card()), None)
     if at_most: row['share_of_peak'] = row['objective']['images'] * row['flops']['objective'] / at_most
@@ -274,12 +294,15 @@ def compiled_row(name, variant):
         sys.stdin.readline()
         print(json.dumps(measured(steps, row, row['n'])), flush=True)
 
-def compiling():
+def compiling(only):
     "Processes that compile while other parts run, by preset and variant."
     env = dict(os.environ, TORCHINDUCTOR_COMPILE_THREADS='3')
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     command = [sys.executable, __file__, '--row']
-    return {row: subprocess.Popen([*command, '|'.join(row)], env=env, **pipes) for row in compiled}
+    wanted = [row for row in compiled if re.search(only, '|'.join(row))]
+    workers = {row: subprocess.Popen([*command, '|'.join(row)], env=env, **pipes) for row in wanted}
+    for process in workers.values(): atexit.register(process.kill)
+    return workers
 
 def told(process, word, end):
     "The next line of a process after a word to it; nothing if it does not come in time."
@@ -289,12 +312,14 @@ def told(process, word, end):
     ready = select.select([process.stdout], [], [], max(0, end - time.monotonic()))[0]
     return process.stdout.readline() if ready else ''
 
-def throughput(seconds, workers):
+def throughput(seconds, workers, only):
     "Objective and bare network of the big presets, in every variant that fits the time and the card."
     end, rows = time.monotonic() + seconds, []
-    eager = [(name, variant) for variant in variants for name in sizes
-             if 'compiled' not in variant and not ('fashion' in name and variant not in ('float32', 'bf16'))]
-    eager.sort(key=lambda row: (row[1] != 'bf16', row[1] in ('float32', 'tf32') and 'imagenet' in row[0]))
+    plain = lambda name, variant: 'fashion' not in name or variant in ('float32', 'bf16')
+    eager = [row for row in product(sizes, variants)
+             if 'compiled' not in row[1] and plain(*row) and re.search(only, '|'.join(row))]
+    large = lambda row: row[1] in ('float32', 'tf32') and 'imagenet' in row[0] # last: beside what compiles
+    eager.sort(key=lambda row: (row[1] != 'bf16', large(row), [*variants].index(row[1])))
     for row in eager:
         if time.monotonic() > end - 30 * big: break
         rows.append(eager_row(*row))
@@ -304,7 +329,6 @@ def throughput(seconds, workers):
         found = json.loads(line) if line.startswith('{') else dict(error='not compiled in time')
         rows.append(dict(preset=name, variant=variant) | found)
         print(rows[-1], flush=True)
-        process.kill()
     return dict(rows=rows)
 
 def package(seconds):
@@ -322,7 +346,7 @@ def package(seconds):
     widths = {name: min(range(wide // 2, 4 * wide, 8), key=lambda c: abs(flops(kind(c), level) - goal))
               for name, kind in kinds.items()}
     nets = dict(theirs=theirs, **{name: kind(widths[name]) for name, kind in kinds.items()})
-    counted = {name: flops(net, torch.zeros(1) if name == 'theirs' else level) for name, net in nets.items()}
+    work = {name: flops(net, torch.zeros(1) if name == 'theirs' else level) for name, net in nets.items()}
     for net in nets.values(): net.to(device).train()
     x = random_data(shape, 256, n).train.x.to(device)
     other = ContinuousTimeGaussianDiffusion(theirs, image_size=shape[-1]).to(device)
@@ -334,7 +358,7 @@ def package(seconds):
         loss.backward()
         nets[name].zero_grad()
     with fast_products(True): found = timed({name: partial(step, name) for name in nets}, 10 if big else 1)
-    rows = [dict(network=name, width=widths.get(name, wide), flops=counted[name], **v)
+    rows = [dict(network=name, width=widths.get(name, wide), flops=work[name], **v)
             for name, v in found.items()]
     for row in rows: print(row, flush=True)
     forget()
@@ -349,59 +373,61 @@ cells = dict(recipes, **{ # even times
     'vdm-even': ('vdm-fashion', dict(schedule='linear')),
     'mulan-even': ('mulan-fashion', dict(clock=False))})
 
-def train_one(which, seed, steps, images, compile, out):
-    "One training from start to end; bits/dim per test image."
+every = 250 if big else 2 # steps between two looks at test images
+
+def train_one(which, seed, steps, images, compile, end, out):
+    "One training, at most until `end`: bits/dim of 2,000 test images every so many steps."
     data = load('fashion_mnist', path=images) if images else load('digits')
     name, changes = cells[which]
     size = dict(channels=64, blocks=8) if big else dict(channels=8, blocks=1)
     torch.manual_seed(mixed_seed(seed))
     model = preset(name, data, **changes, **size)
-    start = time.monotonic()
-    for now in fit(model, data, steps=steps, batch_size=128, lr=1e-3, ema=0.999, seed=seed, compile=compile,
-                   precision='bf16' if big else 'no', progress=False): pass
-    trained = time.monotonic() - start
-    judged = data.test.x[:None if big else 8].to(device)
-    found = evaluate(now.model, judged, draws=4, batch_size=512, seed=0)
-    mean, error = mean_se(found.bpd)
-    report = dict(system=which, seed=seed, steps=steps, seconds=trained, bpd=float(mean), se=float(error),
-                  per_image=[round(float(v), 4) for v in found.bpd])
-    Path(out).write_text(json.dumps(report))
+    judged = data.test.x[:2000 if big else 8].to(device)
+    curve = []
+    for now in fit(model, data, steps=steps, batch_size=128, lr=1e-3, ema=0.99, seed=seed, compile=compile,
+                   precision='bf16' if big else 'no', progress=False):
+        if now.step % every == 0:
+            found = evaluate(now.model, judged, draws=2, batch_size=500, seed=0)
+            mean, error = mean_se(found.bpd)
+            curve.append(dict(step=now.step, seconds=now.seconds, bpd=float(mean), se=float(error),
+                              latent=float(found.terms['latent'].mean()),
+                              per_image=[round(float(v), 4) for v in found.bpd]))
+            whole = dict(system=which, seed=seed, curve=curve)
+            Path(f'{out}.part').write_text(json.dumps(whole))
+            os.replace(f'{out}.part', out)
+        if time.time() > end: break
 
-def training(seconds, images, seeds, steps, compile):
-    "As many seeds of both systems as asked, side by side; steps as many as fit the time, if none are given."
+def training(seconds, images, seeds, steps, compile, some=recipes):
+    "All seeds of some recipes side by side, as far as they come; pairs image by image where the slowest is."
+    end = time.time() + seconds
     with tempfile.TemporaryDirectory() as folder:
-        run = partial(together, recipes, folder, seeds, images=images, compile=compile)
-        end = time.monotonic() + seconds
-        if not steps:
-            few, more = (50, 250) if big else (2, 6)
-            took = []
-            for n in (few, more):
-                start = time.monotonic()
-                run(n)
-                took.append(time.monotonic() - start)
-            each = max(took[1] - took[0], 1e-3) / (more - few)
-            steps = max(10, int((end - time.monotonic() - took[0]) * 0.85 / each)) if big else 8
-        return dict(rows=run(steps, end=end), steps=steps)
+        rows = together(some, folder, seeds, steps or (20_000 if big else 6), images, compile, end)
+    common = min((row['curve'][-1]['step'] for row in rows), default=0)
+    images_of = {(row['system'], row['seed']): torch.tensor(point.pop('per_image'))
+                 for row in rows for point in row['curve'] if point['step'] == common}
+    for row in rows: row['curve'] = [{k: v for k, v in p.items() if k != 'per_image'} for p in row['curve']]
+    pairs = []
+    for (system, seed), bpd in images_of.items():
+        if system == 'vdm' or ('vdm', seed) not in images_of: continue
+        mean, error = mean_se(bpd - images_of['vdm', seed])
+        pairs.append(dict(system=system, seed=seed, over_vdm=float(mean), se=float(error)))
+    return dict(rows=rows, pairs=pairs, step=common, lacking=seeds * len(some) - len(rows))
 
-def claim(seconds, images, seeds, steps, compile):
-    "One schedule or one per pixel, times even or following the loss: all seeds of the four side by side."
-    steps = steps or (20_000 if big else 8)
-    with tempfile.TemporaryDirectory() as folder:
-        end = time.monotonic() + seconds
-        return dict(rows=together(cells, folder, seeds, steps, images, compile, end), steps=steps)
+def claim(*how):
+    "One schedule or one per pixel, times even or following the loss."
+    return training(*how, some=cells)
 
-def together(some, folder, seeds, steps, images, compile, end=None):
-    "Reports of some recipes and all seeds, each in a process of its own; those that end in time."
+def together(some, folder, seeds, steps, images, compile, end):
+    "Reports of some recipes and all seeds, each in a process of its own."
     jobs = []
     for seed in range(seeds):
         for which in some:
             out = Path(folder)/f'{which}-{seed}.json'
-            out.unlink(missing_ok=True)
             command = [sys.executable, __file__, '--one', which, '--seed', seed, '--steps', steps]
-            command += ['--out', out, '--images', images, *(['--compile'] if compile else [])]
+            command += ['--end', end, '--out', out, '--images', images, *(['--compile'] if compile else [])]
             jobs.append((out, subprocess.Popen(list(map(str, command)))))
     for _, process in jobs:
-        try: process.wait(None if end is None else max(0, end - time.monotonic()))
+        try: process.wait(max(0, end + 10 - time.time()))
         except subprocess.TimeoutExpired: process.kill()
     return [json.loads(out.read_text()) for out, _ in jobs if out.exists()]
 
@@ -422,21 +448,26 @@ def main(
     parts:str='parity precision throughput package training', # which of these and claim, in order
     images:str='', # folder with the four files of Fashion-MNIST; the digits without
     seeds:int=3, # of each system in the training
-    steps:int=0, # of each training; 0: as many as fit
+    only:str='', # rows of the throughput that match this, as preset|variant
+    steps:int=0, # of each training at most; 0: 20,000
     compile:bool=False, # compile the objective of the trainings?
-    one:str='', # (a training alone: an entry of `cells`)
+    one:str='', # (a training alone: an entry of `cells`; or answers of the CPU)
     seed:int=0, # (of it)
+    end:float=0., # (its end, seconds since 1970)
     row:str='', # (a row of the throughput alone: preset|variant)
 ):
     "Measure on the accelerator and store reports."
-    if one: return train_one(one, seed, steps, images, compile, out)
+    if one == 'answers': return torch.save({name: answers(name, torch.device('cpu')) for name in tried}, out)
+    if one: return train_one(one, seed, steps, images, compile, end, out)
     if row: return compiled_row(*row.split('|'))
     began = time.monotonic()
     folder = Path(out) if out else root/'nbs/reports/gpu' if big else Path(tempfile.mkdtemp())
     left = lambda: budget - (time.monotonic() - began)
     trained = [images, seeds if big else 1, steps, compile]
-    given = dict(throughput=[compiling()] if 'throughput' in parts else [], training=trained, claim=trained)
-    shares = dict(throughput=0.6, training=0.95, claim=0.95)
+    given = dict(training=trained, claim=trained)
+    if 'parity' in parts: given['parity'] = answering(tempfile.mkdtemp())
+    if 'throughput' in parts: given['throughput'] = [compiling(only), only]
+    shares = dict(throughput=0.75, training=0.95, claim=0.95)
     for name in parts.split():
         if left() < (45 if big else 1):
             print(f'{name}: no time left')

@@ -18,11 +18,16 @@ from typing import Iterable, Iterator, NamedTuple
 from .noise import sigma
 
 # %% ../nbs/11_nets.ipynb #74e4d6bc
+def _on(z: Tensor, n: float | list) -> float | Tensor:
+    "A number as it is, those of every dimension where z is."
+    return torch.tensor(n, dtype=z.dtype, device=z.device) if isinstance(n, list) else n
+
 def _fourier_features(z: Tensor,                  # noisy data (B, C, ...)
-                     exponents: tuple[float, ...] # n of sin(2^n pi z); none for no features
+                     # n of sin(2^n pi z), each a number or those of every dimension; or none
+                     exponents: tuple[float | list, ...]
                     ) -> Tensor:                  # (B, C * (1 + 2 len(exponents)), ...)
     "z with sin(2^n pi z) and cos(2^n pi z) beside it along axis 1; VDM notes section 2.4."
-    waves = [2.**n * math.pi * z for n in exponents]
+    waves = [2.**_on(z, n) * math.pi * z for n in exponents]
     return torch.cat([z, *(wave.sin() for wave in waves), *(wave.cos() for wave in waves)], 1)
 
 # %% ../nbs/11_nets.ipynb #4a2de24a

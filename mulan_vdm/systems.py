@@ -50,12 +50,17 @@ def _levels_left(gamma: float,      # at the clean end
     return vocab / 2 * math.exp(gamma / 2) if vocab else 0.
 
 # %% ../nbs/13_systems.ipynb #1049cf1a
+def _exponents(vocab: int | list, n: int) -> float | list: # like vocab
+    "log2 of the levels less n, of every dimension."
+    if isinstance(vocab, list): return [_exponents(v, n) for v in vocab]
+    return round(math.log2(vocab) - n, 4)
+
 def _settled_by_data(arguments: dict[str, Any] # of a system
                     ) -> dict[str, Any]:
     "The arguments, those that are None and follow the data or the schedule settled."
     vocab, event_shape = (arguments.get(name) for name in ('vocab', 'event_shape'))
     vocab = None if vocab is None else checked_vocab(vocab)
-    exponents = [round(math.log2(most_levels(vocab)) - n, 4) for n in (1, 0)] if vocab else []
+    exponents = [_exponents(vocab, n) for n in (1, 0)] if vocab else []
     family = schedules.get(arguments.get('schedule'))
     follows = dict(gamma_min=clean_end(vocab), fourier=tuple(exponents),
                    attention=math.prod(event_shape[1:]) <= 256,
@@ -123,7 +128,7 @@ def denoiser(event_shape: tuple[int, ...], # shape of one example: (C, ...) or (
              channels: int = 128,   # width of the network, of the first level of adm
              blocks: int = 32,      # residual blocks going in, of each level of adm
              # exponents of the Fourier features; in a system by default those of its vocab
-             fourier: tuple[float, ...] | None = None,
+             fourier: tuple[float, ...] | tuple[list, ...] | None = None,
              dropout: float = 0.1,  # in the residual blocks
              # attend in the middle of unet? levels of adm that attend, True for all but the first;
              # dit attends everywhere
@@ -210,7 +215,7 @@ def make_latent(event_shape: tuple[int, ...], # shape of one example: (C, ...) o
                 encoder_channels: int = 32, # width of the encoder
                 style: str = 'ours',   # ours, or released: as VDM and MuLAN released their networks
                 # exponents of the Fourier features; in a system by default those of its vocab
-                fourier: tuple[float, ...] | None = None,
+                fourier: tuple[float, ...] | tuple[list, ...] | None = None,
                 dropout: float = 0.1   # in the residual blocks
                ) -> Latent:
     "Latent by name, with its encoder. Raises ValueError for unknown names and sizes."
@@ -279,7 +284,8 @@ def vdmpp(event_shape: tuple[int, ...], # shape of one example: (C, ...) or (D,)
           network: str = 'adm',      # adm, with down-sampling, or unet; vectors have their own
           channels: int = 192,       # width of the first level
           blocks: int = 3,           # residual blocks per level going in
-          fourier: tuple[float, ...] = (), # exponents of the Fourier features
+          # exponents of the Fourier features
+          fourier: tuple[float, ...] | tuple[list, ...] = (),
           attention: tuple[int, ...] = (1, 2, 3), # levels of adm that attend; unet: unless empty
           schedule: str = 'adaptive', # adaptive, linear, cosine, or another of `schedules`
           gamma_min: float = -20.,   # gamma(0)
