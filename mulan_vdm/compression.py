@@ -88,9 +88,6 @@ def _power_of_two(thousandths: np.ndarray # whole numbers: 1024 to an octave
     return np.ldexp(_octave()[q % 1024], q // 1024)
 
 # %% ../nbs/20_compression.ipynb #c8f6db7c
-class _Exhausted(Exception):
-    "The stack holds too few bits to pop from."
-
 class _Rounded(NamedTuple):
     "Gaussians on integers."
     centre: np.ndarray # (n,), integers that symbols are counted from
@@ -106,6 +103,7 @@ class _Rounded(NamedTuple):
                              "nothing can be coded with it")
         return _stream().model.QuantizedGaussian(-reach, reach), self.mean, self.std
 
+# %% ../nbs/20_compression.ipynb #bff27c72
 class _Stack:
     "A stack of bits, and integers pushed to it and popped from it by their distributions."
     def __init__(self, words: np.ndarray, # uint32
@@ -127,10 +125,6 @@ class _Stack:
         if coins: words[:-1] ^= coins.randint(0, 2**32, max(0, len(words) - 1), dtype=np.uint32)
         self.ans = _stream().stack.AnsCoder(words)
 
-    def stir(self, slot: int, n: int) -> None:
-        "Makes fair what n symbols may be popped from; twice changes nothing."
-        self._hold(n + 2, np.random.RandomState((self.settled.group, slot))) # whose numbers never change
-
     def words(self, unseal: bool = False) -> np.ndarray: # uint32
         "All words, or those that a writer began with."
         self._hold(len(self))
@@ -141,17 +135,23 @@ class _Stack:
         self.below = []
         self.ans = _stream().stack.AnsCoder(words)
 
-    def draw(self, *distribution) -> np.ndarray: # int64
-        "Pops symbols. Raises _Exhausted if a writer runs out of bits."
-        self._hold(len(distribution[-1]) + 2)
-        symbols = self.ans.decode(*distribution).astype(np.int64)
-        self.lowest = min(self.lowest, len(self))
-        if self.settled.writing and len(self) < 4: raise _Exhausted
-        return symbols
+# %% ../nbs/20_compression.ipynb #f0823120
+class _Exhausted(Exception):
+    "The stack holds too few bits to pop from."
 
-    def put(self, symbols: np.ndarray, *distribution) -> None:
-        "Pushes symbols so that `draw` gives them back in their order."
-        self.ans.encode_reverse(symbols.astype(np.int32), *distribution)
+@patch
+def draw(self: _Stack, *distribution) -> np.ndarray: # int64
+    "Pops symbols. Raises _Exhausted if a writer runs out of bits."
+    self._hold(len(distribution[-1]) + 2)
+    symbols = self.ans.decode(*distribution).astype(np.int64)
+    self.lowest = min(self.lowest, len(self))
+    if self.settled.writing and len(self) < 4: raise _Exhausted
+    return symbols
+
+@patch
+def put(self: _Stack, symbols: np.ndarray, *distribution) -> None:
+    "Pushes symbols so that `draw` gives them back in their order."
+    self.ans.encode_reverse(symbols.astype(np.int32), *distribution)
 
 # %% ../nbs/20_compression.ipynb #2ef727ff
 @patch
@@ -191,6 +191,7 @@ def push(self: _Stack, slot: int, k: np.ndarray, mean: np.ndarray, std: np.ndarr
     doubled = self.settled.notes.get((self.settled.group, key), 0)
     self.put(symbols, *r.family(doubled))
 
+# %% ../nbs/20_compression.ipynb #16a477f8
 @patch
 def pop_choice(self: _Stack, slot: int, p: np.ndarray) -> np.ndarray: # int64 (n,)
     "Numbers of columns by their probabilities (n, columns)."
@@ -205,6 +206,12 @@ def push_choice(self: _Stack, slot: int, k: np.ndarray, p: np.ndarray) -> None:
 def _odds(self: _Stack, slot: int, p: np.ndarray) -> np.ndarray: # like p
     "Settled probabilities, multiples of 2^-22; the stack lends impossible ones 2^-24."
     return self.settled(4 * slot, p * 2**20).clip(0) / 2**20
+
+# %% ../nbs/20_compression.ipynb #f233029d
+@patch
+def stir(self: _Stack, slot: int, n: int) -> None:
+    "Makes fair what n symbols may be popped from; twice changes nothing."
+    self._hold(n + 2, np.random.RandomState((self.settled.group, slot))) # whose numbers never change
 
 # %% ../nbs/20_compression.ipynb #7ba529b1
 _push_deviations = 12 # of what is pushed by p, which may be wrong
@@ -245,25 +252,29 @@ class _Chain:
         if i == self.T: return torch.zeros_like(z), torch.ones_like(gamma_s)
         return step_back(z, x_hat, gamma_s, self.gammas[i + 1], self.model.reverse)
 
-    def estimate(self, i: int, z: Tensor) -> Tensor: # x_hat, like z
-        "The network's estimate of the data at level i, chunk by chunk."
-        gamma = self.gammas[i].expand(len(z), *self.gammas[i].shape[1:])
-        read = lambda rows: None if self.w is None else self.w[rows]
-        parts = [self.model.denoise_at(z[r], gamma[r], read(r))[0] for r in self.chunks]
-        return torch.cat(parts)
+# %% ../nbs/20_compression.ipynb #d6a8d42a
+@patch
+def estimate(self: _Chain, i: int, z: Tensor) -> Tensor: # x_hat, like z
+    "The network's estimate of the data at level i, chunk by chunk."
+    gamma = self.gammas[i].expand(len(z), *self.gammas[i].shape[1:])
+    read = lambda rows: None if self.w is None else self.w[rows]
+    parts = [self.model.denoise_at(z[r], gamma[r], read(r))[0] for r in self.chunks]
+    return torch.cat(parts)
 
-    def spacing(self, i: int) -> Tensor: # like the level
-        "Lattice of z_i, @eq-lattice."
-        return torch.minimum(self.up(i)[1], self._least(i)) / 4
+@patch
+def spacing(self: _Chain, i: int) -> Tensor: # like the level
+    "Lattice of z_i, @eq-lattice."
+    return torch.minimum(self.up(i)[1], self._least(i)) / 4
 
-    def _least(self, i: int) -> Tensor: # like the level
-        "What the standard deviation of p(z_i|z_{i+1}) is at least, whatever z_{i+1} is."
-        gamma_s = self.gammas[i]
-        if i == self.T: return torch.ones_like(gamma_s)
-        nothing = torch.zeros_like(gamma_s)
-        learned = isinstance(self.model.reverse, Learned)
-        reverse = fixed_variance if learned else self.model.reverse
-        return step_back(nothing, nothing, gamma_s, self.gammas[i + 1], reverse)[1]
+@patch
+def _least(self: _Chain, i: int) -> Tensor: # like the level
+    "What the standard deviation of p(z_i|z_{i+1}) is at least, whatever z_{i+1} is."
+    gamma_s = self.gammas[i]
+    if i == self.T: return torch.ones_like(gamma_s)
+    nothing = torch.zeros_like(gamma_s)
+    learned = isinstance(self.model.reverse, Learned)
+    reverse = fixed_variance if learned else self.model.reverse
+    return step_back(nothing, nothing, gamma_s, self.gammas[i + 1], reverse)[1]
 
 # %% ../nbs/20_compression.ipynb #51b3406e
 def _numbers(v: Tensor) -> np.ndarray: return v.numpy(force=True)
@@ -291,6 +302,7 @@ def _down(self: _Chain, i: int, z: Tensor) -> tuple[np.ndarray, np.ndarray, int]
     x_hat = z if i == self.T else self.estimate(i + 1, z)
     return *self._units(i, *self.down(i, z, x_hat)), _push_deviations
 
+# %% ../nbs/20_compression.ipynb #76caef57
 @patch
 def pop_up(self: _Chain, i: int, z: Tensor) -> np.ndarray: # integers, like z
     "z_i by q, given z_{i-1} or the data."
@@ -335,6 +347,7 @@ def _choices(self: _Chain,
     p = p / p.sum(-1, keepdims=True)
     return nearest.astype(np.int64) - half, p.reshape(-1, 2 * half + 1)
 
+# %% ../nbs/20_compression.ipynb #f4d0b545
 @patch
 def push_pixels(self: _Chain, k: np.ndarray, z: Tensor) -> None:
     "Pixels by the codec, given z_0."
@@ -380,6 +393,7 @@ class _GaussianCode(_NoCode):
         slot, *gaussian = self._told(x, len(w))
         self.stack.push(slot, np.rint(64 * _numbers(w)).astype(np.int64), *gaussian)
 
+# %% ../nbs/20_compression.ipynb #0c395743
 class _CategoricalCode(_NoCode):
     "One choice."
     def _odds(self, x: Tensor | None, n: int) -> tuple[int, np.ndarray]:
@@ -432,6 +446,7 @@ class _KHotCode(_NoCode):
             free, p = self._chance(coins, i, left, self.slot + 2 * i + (x is None))
             if len(p): self.stack.put(w[free, i], _stream().model.Bernoulli(perfect=False), p)
 
+# %% ../nbs/20_compression.ipynb #cac19b79
 _latent_codes = {NoLatent: _NoCode, Gaussian: _GaussianCode, Categorical: _CategoricalCode,
                  KHot: _KHotCode}
 
@@ -457,6 +472,7 @@ def _push_images(model: Diffusion, times: Tensor, stack: _Stack,
     chain.push_down(chain.T, k, z)
     latent.push(w, None)
 
+# %% ../nbs/20_compression.ipynb #65aba910
 def _pop_images(model: Diffusion, times: Tensor, stack: _Stack,
                 n: int,                # images in the group
                 batch_size: int | None # images per call of the network
@@ -536,6 +552,7 @@ def _tried(model: Diffusion, times: Tensor, stack: _Stack,
         stack.settled.forget()
         return 0
 
+# %% ../nbs/20_compression.ipynb #5f5cf04e
 def _push_groups(model: Diffusion, times: Tensor, stack: _Stack, images: Sequence,
                  first: int,      # image after those that are stored
                  batch_size: int, # images in a group, at most
@@ -665,6 +682,7 @@ def to_bytes(self: Contents) -> bytes:
             + self.words.astype('<u4').tobytes())
     return _magic + zlib.crc32(rest).to_bytes(4, 'little') + rest
 
+# %% ../nbs/20_compression.ipynb #693632a7
 def contents(file: bytes # of `compress`
             ) -> Contents:
     "What stands in a file. Raises ValueError for one that is foreign or damaged."
@@ -821,6 +839,9 @@ def _first_images(held: Contents, stack: _Stack) -> np.ndarray: # (stored, *even
     except Exception: # whatever a reader of pictures says of noise
         raise _differs(f'image {held.stored - 1} differs') from None
 
+def _kind(vocab: int) -> torch.dtype: return torch.uint8 if vocab <= 256 else torch.int32
+
+# %% ../nbs/20_compression.ipynb #27c97402
 @torch.no_grad()
 def decompressed(model: Diffusion, # the one that wrote the file
                  file: bytes,      # of `compress`
@@ -851,8 +872,6 @@ def decompressed(model: Diffusion, # the one that wrote the file
     if zlib.crc32(np.array(sums, '<u4').tobytes()) != held.sum: raise _differs('the images differ')
     bar.update(held.stored)
     yield 0, torch.from_numpy(images.astype(np.int64)).to(_kind(held.vocab))
-
-def _kind(vocab: int) -> torch.dtype: return torch.uint8 if vocab <= 256 else torch.int32
 
 # %% ../nbs/20_compression.ipynb #255e3acb
 def decompress(model: Diffusion, # the one that wrote the file

@@ -167,6 +167,7 @@ def _each_draw(model: Diffusion,
         shape = -1, *[1] * (terms.diffusion.ndim - 1)
         yield terms._replace(diffusion=factor.reshape(shape) * terms.diffusion)
 
+# %% ../nbs/16_evaluation.ipynb #b41ca683
 def _costs(model: Diffusion,
            x: Tensor, # images (B, *event)
            y: Tensor | None, # their labels (B,)
@@ -237,10 +238,7 @@ def check_tail(draws: Tensor, # what each costs, any shape
                       f"bar can be trusted, the truth may be far above; {remedy}", stacklevel=4)
     return k if math.isfinite(k) else None
 
-# %% ../nbs/16_evaluation.ipynb #2b5c80e7
-# what to do about a heavy tail
-_more = ('take more draws', 'take more draws, and leave even at its default')
-
+# %% ../nbs/16_evaluation.ipynb #511f943f
 def _draws_for(x: Tensor, draws: int | None) -> int:
     "Draws per image, by default about 32,768 in all. Raises ValueError if they show no error."
     if draws is None: draws = max(2, 2**15 // max(1, len(x)))
@@ -256,6 +254,7 @@ def _batches(x: Tensor, y: Tensor | None, batch_size: int) -> Iterator[tuple[Ten
         part = slice(i, i + batch_size)
         yield x[part], None if y is None else y[part]
 
+# %% ../nbs/16_evaluation.ipynb #5d80e8ab
 def _drawn_batches(model: Diffusion, x: Tensor, y: Tensor | None, draws: int, batch_size: int,
                    seed: int) -> Iterator[tuple]: # images, labels, times, noises
     "Every image once, with times and noise of its own. Raises ValueError for unknown labels."
@@ -263,6 +262,10 @@ def _drawn_batches(model: Diffusion, x: Tensor, y: Tensor | None, draws: int, ba
     generator = torch.Generator().manual_seed(seed)
     for batch in _batches(x, y, batch_size):
         yield *batch, *_numbers(model, len(batch[0]), draws, 1, generator)
+
+# %% ../nbs/16_evaluation.ipynb #2b5c80e7
+# what to do about a heavy tail
+_more = ('take more draws', 'take more draws, and leave even at its default')
 
 @torch.no_grad()
 def evaluate(model: Diffusion, # usually the averaged one
