@@ -98,7 +98,7 @@ def answers(name, where):
             torch.manual_seed(2)
             w = model.latent.prior(2).cpu().to(where) if model.latent.size else None
             z = model.codec.encode(x[:2]).double()
-            found['flow'] = log_density(model, z, w, probes=torch.ones_like(z)[None], tolerance=1e-3).log_prob
+            found['flow'] = log_density(model, z, w, probes=torch.ones_like(z)[None], tolerance=1e-5).log_prob
         found['sample'] = sample(model, 8, 8, y=y, generator=torch.Generator().manual_seed(1)).double()
         if model.latent.size: found['encode'] = torch.stack(model.encode(x))
     return {k: v.detach().cpu() for k, v in found.items()}
@@ -338,19 +338,23 @@ def package(seconds):
     shape, n = ((3, 32, 32), 128) if big else ((3, 16, 16), 2)
     kinds = dict(adm=lambda c: ADM(3, c, 2, (1, 2, 4), (2,), head_channels=4 * c, dropout=0.),
                  unet=lambda c: UNet(3, c, 2, dropout=0.))
-    def flops(net, gamma): return operations(lambda: net(torch.randn(1, *shape), gamma).sum().backward())
-    level, wide = torch.zeros(1, 1, 1, 1), 64 if big else 16
+    wide = 64 if big else 16
+    kinds['theirs'] = lambda c: Unet(c, learned_sinusoidal_cond=True)
+    def flops(name, width): # counted, not computed
+        with torch.device('meta'):
+            net, x = kinds[name](width), torch.empty(1, *shape)
+            gamma = torch.zeros(1) if name == 'theirs' else torch.zeros(1, 1, 1, 1)
+            return operations(lambda: net(x, gamma).sum().backward())
+    goal = flops('theirs', wide)
+    widths = {name: min(range(wide // 2, 4 * wide, 8), key=lambda c: abs(flops(name, c) - goal))
+              for name in ('adm', 'unet')} | dict(theirs=wide)
     torch.manual_seed(0)
-    theirs = Unet(wide, learned_sinusoidal_cond=True)
-    goal = flops(theirs, torch.zeros(1))
-    widths = {name: min(range(wide // 2, 4 * wide, 8), key=lambda c: abs(flops(kind(c), level) - goal))
-              for name, kind in kinds.items()}
-    nets = dict(theirs=theirs, **{name: kind(widths[name]) for name, kind in kinds.items()})
-    work = {name: flops(net, torch.zeros(1) if name == 'theirs' else level) for name, net in nets.items()}
+    nets = {name: kind(widths[name]) for name, kind in kinds.items()}
     for net in nets.values(): net.to(device).train()
     x = random_data(shape, 256, n).train.x.to(device)
-    other = ContinuousTimeGaussianDiffusion(theirs, image_size=shape[-1]).to(device)
-    ours = {name: Diffusion(nets[name], Linear(), Codec(256), shape).to(device) for name in kinds}
+    other = ContinuousTimeGaussianDiffusion(nets['theirs'], image_size=shape[-1]).to(device)
+    ours = {name: Diffusion(nets[name], Linear(), Codec(256), shape).to(device)
+            for name in ('adm', 'unet')}
     losses = {name: lambda m=m: m(x, check=False).loss.mean() for name, m in ours.items()}
     losses['theirs'] = lambda: other(x / 255)
     def step(name):
@@ -358,7 +362,7 @@ def package(seconds):
         loss.backward()
         nets[name].zero_grad()
     with fast_products(True): found = timed({name: partial(step, name) for name in nets}, 10 if big else 1)
-    rows = [dict(network=name, width=widths.get(name, wide), flops=work[name], **v)
+    rows = [dict(network=name, width=widths[name], flops=flops(name, widths[name]), **v)
             for name, v in found.items()]
     for row in rows: print(row, flush=True)
     forget()
@@ -438,6 +442,8 @@ def card():
 def store(folder, name, found):
     "Write a part's report with what it ran on."
     versions = dict(torch=torch.__version__, cuda=torch.version.cuda, python=platform.python_version())
+    asked = ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']
+    if big: versions['driver'] = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
     folder.mkdir(parents=True, exist_ok=True)
     (folder/f'{name}.json').write_text(json.dumps(dict(card=card(), **versions, **found), indent=1) + '\n')
 

@@ -299,6 +299,10 @@ def _not_found(name: str, source: Source, path: str | Path | None = None) -> Fil
     return FileNotFoundError(f'{name} is not in {searched}.\n{source.fetch}; then {put}.')
 
 # %% ../nbs/12_data.ipynb #a9730037
+def _brief(said: object) -> str:
+    "What somebody else has to say, in one line that is not too long."
+    return ' '.join(str(said).split())[:200]
+
 def _fetched(name: str, source: Source, path: str | Path | None) -> Path:
     "Gets the files of a data set and says where they are; raises what says how else to get them."
     if source.download is None:
@@ -308,8 +312,7 @@ def _fetched(name: str, source: Source, path: str | Path | None) -> Path:
         root.mkdir(parents=True, exist_ok=True)
         source.download(root)
     except (OSError, RuntimeError) as e:
-        said = ' '.join(str(e).split())
-        raise OSError(f'download=True: {name} could not be fetched ({said}); try again. '
+        raise OSError(f'download=True: {name} could not be fetched ({_brief(e)}); try again. '
                       f'{source.fetch}') from None
     return _find(source.find, root)
 
@@ -327,8 +330,7 @@ def _refused(said: str, remedy: str) -> Iterator[None]: # what is wrong with whi
     "Damaged bytes fail in many ways: each becomes a ValueError of one line."
     try: yield
     except Exception as e:
-        why = ' '.join(str(e).split()) or type(e).__name__
-        raise ValueError(f'{said} ({why}); {remedy}') from None
+        raise ValueError(f'{said} ({_brief(e) or type(e).__name__}); {remedy}') from None
 
 # %% ../nbs/12_data.ipynb #5598b62f
 _fashion_crc = 0xcaeb0704 # CRC-32 of the four unpacked files in this order

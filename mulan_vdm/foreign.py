@@ -21,7 +21,7 @@ from .schedules import choose, Linear, _Piecewise
 from .objective import predictions, to_x_eps
 from .codec import codec_for
 from .diffusion import Diffusion
-from .data import sources
+from .data import _brief, sources
 from .systems import build, presets
 from .runs import Run
 from .evaluation import Evaluation, evaluate, mean_se
@@ -112,8 +112,7 @@ def _adopted(net: _Elsewhere, schedule: Linear | _Table, event_shape: tuple[int,
     try:
         with torch.no_grad(): answer = net(empty, gamma, y=y)
     except (RuntimeError, TypeError) as e:
-        said = ' '.join(str(e).split())[:200]
-        raise ValueError(f"the network cannot take event_shape={event_shape}: {said}") from None
+        raise ValueError(f"the network cannot take event_shape={event_shape}: {_brief(e)}") from None
     if answer.shape != empty.shape:
         raise ValueError(f"the network answers {tuple(answer.shape[1:])} to "
                          f"event_shape={event_shape}: pass the shape that it was trained on")
@@ -257,9 +256,8 @@ def _read_flax(file: str | Path) -> dict[str, Tensor]:
     try: ends = _flat(msgpack.unpackb(file.read_bytes(), ext_hook=_array, strict_map_key=False))
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, RecursionError,
             msgpack.exceptions.UnpackException) as e:
-        said = ' '.join(str(e).split())[:200]
-        raise ValueError(f'{file} is no checkpoint of Flax, or a damaged one ({said}): name a file '
-                         'such as ckpt-223.flax') from e
+        raise ValueError(f'{file} is no checkpoint of Flax, or a damaged one ({_brief(e)}): name a '
+                         'file such as ckpt-223.flax') from e
     return {path: v for path, v in ends.items() if isinstance(v, Tensor)}
 
 # %% ../nbs/21_foreign.ipynb #0bf54b9e
@@ -428,9 +426,8 @@ def _known_layout(file: str | Path, arrays: dict[str, Tensor]) -> Iterator[None]
     "What goes wrong inside is said to be the layout's fault, with a list of what was found."
     try: yield
     except (KeyError, IndexError, RuntimeError, ValueError) as e:
-        why = ' '.join(str(e).split())[:200]
-        raise ValueError(f'{file} is laid out neither as VDM nor as MuLAN released it ({why}); it '
-                         f'holds {_described(arrays)}') from e
+        raise ValueError(f'{file} is laid out neither as VDM nor as MuLAN released it ({_brief(e)}); '
+                         f'it holds {_described(arrays)}') from e
 
 def _keep(run: Run, config: dict, tensors: dict[str, Tensor], step: int) -> None:
     "Writes the folder: configuration, a line of the log, a checkpoint."

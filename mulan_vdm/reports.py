@@ -34,7 +34,7 @@ from .codec import guessing_bits, most_levels
 from .diffusion import Diffusion, fixed_variance, large_variance, Learned
 from .flow import check_solver
 from .sampling import grids, inpaint, sample, samplers
-from .data import _formats, available, Data, load, read_image, sources, Split
+from .data import _brief, _formats, available, Data, load, read_image, sources, Split
 from .systems import build, presets
 from .runs import load_run, Run
 from .evaluation import evaluate, Evaluation, importance_evaluate, mean_se
@@ -249,9 +249,11 @@ def _chosen_steps(run: Run, model: Diffusion, data: Data,
 def _flow(model: Diffusion, data: Data,
           report: dict, # filled
           draws: int | None, n: int | None, seed: int,
-          options: dict, # tolerance, trace, dequantization
+          options: dict, # tolerance, trace, dequantization; None for the usual one
           **how) -> tuple[Evaluation, str]: # batch_size, progress, y; what was found, in words
     "Likelihood by the probability flow, on n images chosen once and for all, or all."
+    usual = dict(tolerance=1e-4, trace='rademacher', dequantization='truncated_normal')
+    options = {name: usual[name] if v is None else v for name, v in options.items()}
     strata = data.strata if n is None else None
     generator = torch.Generator().manual_seed(seed)
     found = ode_evaluate(model, data.test.some(n).x, draws=draws or 1, strata=strata,
@@ -434,8 +436,6 @@ def evaluate_run(run: str | Path, # run folder
     if method == 'vlb':
         found, said = _bound(model, images, report, draws, samples or 1, chosen, even, **how)
     else:
-        usual = dict(tolerance=1e-4, trace='rademacher', dequantization='truncated_normal')
-        options = {name: usual[name] if v is None else v for name, v in options.items()}
         found, said = _flow(model, images, report, draws, None, options=options, **how)
     found = _Reported(*found)
     told = ', told their labels' * labels
@@ -856,7 +856,7 @@ class _Pictures:
                 found = picture.mode, picture.size, getattr(picture, 'n_frames', 1)
                 pixels = np.array(picture) if found == mine else None # else it is not decoded
         except Exception as e: # whatever Pillow makes of a damaged file
-            raise ValueError(f"'{file}' is not a picture ({' '.join(str(e).split())})") from None
+            raise ValueError(f"'{file}' is not a picture ({_brief(e)})") from None
         if pixels is None:
             mode, (width, height), pictures = found
             raise ValueError(f"'{file}' holds {pictures} of {width}x{height} {mode} pixels, the run's images "
@@ -892,6 +892,23 @@ def _size_table(model: Diffusion,
     lines += [f'{name:34}{size:12,.0f}{8 * size / max(1, n * pixels):10.4f}' for name, size, n in rows]
     lines.insert(3, f"{'  its bound':34}{'':12}{_with_error([bound.bpd.mean(), bound.noise_se], '10.4f')}")
     return '\n'.join(lines)
+
+# %% ../nbs/23_reports.ipynb #e3898236
+def _write_array(place: Path, held: Contents, groups: Iterator[tuple[int, Tensor]]) -> None:
+    "All images as one array."
+    kind = np.uint8 if held.vocab <= 256 else np.int32
+    array = np.lib.format.open_memmap(place, 'w+', kind, (held.images, *held.event_shape))
+    for first, x in groups: array[first:first + len(x)] = x.numpy()
+    array.flush()
+
+def _write_pictures(place: Path, held: Contents, groups: Iterator[tuple[int, Tensor]]) -> None:
+    "A picture for each image, by its number."
+    digits = len(str(held.images - 1))
+    for first, x in groups:
+        place.mkdir(exist_ok=True)
+        for i, image in enumerate(x.permute(0, 2, 3, 1).numpy(), first):
+            pixels = image.squeeze(2) if image.shape[2] == 1 else image
+            Image.fromarray(np.ascontiguousarray(pixels)).save(place / f'{i:0{digits}}.png')
 
 # %% ../nbs/23_reports.ipynb #4ecb2083
 def compress_run(run: str | Path, # run folder, or mulan-digits, which comes with the package
@@ -935,23 +952,6 @@ def compress_run(run: str | Path, # run folder, or mulan-digits, which comes wit
     said = (f'{held.images} images of {held.event_shape}, {held.vocab} levels, {T} steps, {seconds:.1f} s'
             f'{checked}\n{_size_table(model, shown, held, len(file), bound)}\nfile: {out}')
     return Result(said, contents=held, bytes=len(file), bpd=bits, bound=bound)
-
-# %% ../nbs/23_reports.ipynb #e3898236
-def _write_array(place: Path, held: Contents, groups: Iterator[tuple[int, Tensor]]) -> None:
-    "All images as one array."
-    kind = np.uint8 if held.vocab <= 256 else np.int32
-    array = np.lib.format.open_memmap(place, 'w+', kind, (held.images, *held.event_shape))
-    for first, x in groups: array[first:first + len(x)] = x.numpy()
-    array.flush()
-
-def _write_pictures(place: Path, held: Contents, groups: Iterator[tuple[int, Tensor]]) -> None:
-    "A picture for each image, by its number."
-    digits = len(str(held.images - 1))
-    for first, x in groups:
-        place.mkdir(exist_ok=True)
-        for i, image in enumerate(x.permute(0, 2, 3, 1).numpy(), first):
-            pixels = image.squeeze(2) if image.shape[2] == 1 else image
-            Image.fromarray(np.ascontiguousarray(pixels)).save(place / f'{i:0{digits}}.png')
 
 # %% ../nbs/23_reports.ipynb #4cb385cf
 def decompress_run(file: str | Path, # of `compress_run`

@@ -28,7 +28,7 @@ from typing import Any, Callable, get_args, get_origin, Iterable, Iterator, Unio
 from . import __version__
 from .schedules import choose
 from .diffusion import Diffusion, Learned
-from .data import Data, load as load_data
+from .data import _brief, Data, load as load_data
 from .systems import build, shipped, system_of, translated
 
 # %% ../nbs/14_runs.ipynb #ee1f11dc
@@ -207,10 +207,6 @@ def _check_regular(path: Path, found: os.stat_result) -> None:
         raise ValueError(f"{path} is no regular file: move it away, or restore it from a copy")
 
 # %% ../nbs/14_runs.ipynb #e6709cd4
-def _brief(said: object) -> str:
-    "What somebody else has to say, in one line that is not too long."
-    return ' '.join(str(said).split())[:200]
-
 def _parsed(path: Path,
             content: bytes, # of that file
             parse: Callable[[bytes], Any], remedy: str) -> Any:
