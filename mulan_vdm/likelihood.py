@@ -182,6 +182,15 @@ def _follow(model: Diffusion,
     parts = [halves[0], halves[-1], s.dequantization, s.latent, path.nfe]
     return torch.stack(parts).reshape(5, len(x), draws).cpu()
 
+# %% ../nbs/17_likelihood.ipynb #88d9f1f1
+def _as_fits(job: Callable[[Tensor], Tensor], # rows -> (5, B, K)
+             rows: Tensor) -> Tensor:
+    "A job on all rows at once, or on halves where the memory of the device ends."
+    try: return job(rows)
+    except torch.OutOfMemoryError:
+        if len(rows) == 1: raise
+    return torch.cat([_as_fits(job, half) for half in rows.tensor_split(2)], 1)
+
 # %% ../nbs/17_likelihood.ipynb #b36dffcc
 def _spread(n: int, most: int) -> Tensor: # indices
     "At most so many of n images, spread over all of them."
@@ -236,9 +245,10 @@ def ode_evaluate(model: Diffusion,      # usually the averaged one
     seeds = torch.randint(2**62, (len(x),), generator=generator, device=device)
     def solved(i: Tensor, tolerance: float, title: str = '') -> Evaluation: # of images i
         how = dict(tolerance=tolerance, max_steps=max_steps)
-        jobs = [partial(_follow, model, x[b], None if y is None else y[b], seeds[b].tolist(), draws,
-                        trace, probes, dequantization, importance, **how)
-                for b in i.split(batch_size)]
+        def follow(b): # images of a batch
+            return _follow(model, x[b], None if y is None else y[b], seeds[b].tolist(), draws,
+                           trace, probes, dequantization, importance, **how)
+        jobs = [partial(_as_fits, follow, b) for b in i.split(batch_size)]
         parts = torch.cat(share_out(jobs, title=title), 1)
         return _in_bits(parts, model.event_shape, importance, strata)
     with evaluating(model):

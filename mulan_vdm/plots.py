@@ -55,12 +55,20 @@ def _tile(x: Tensor,       # integer images (N, C, H, W), C = 1 or 3
     return canvas
 
 # %% ../nbs/22_plots.ipynb #e7d80068
+def _slices(x: Tensor) -> Tensor: # as it is; of volumes (N, C, D, H, W) images (N, C, H, D W)
+    "Slices of volumes side by side."
+    return x.transpose(2, 3).flatten(3) if x.ndim == 5 else x
+
 def _show(ax,             # of a figure
-          x: Tensor,      # integer images (N, C, H, W) or points (N, D)
-          vocab: int | None,
+          x: Tensor,      # integer images (N, C, H, W), volumes, signals, or points (N, D)
+          vocab: int | list | None,
           columns: int    # images per row
          ) -> None:
-    "Images as a grid; of points the first two coordinates."
+    "Images as a grid, volumes as rows of slices, signals as lines; of points two coordinates."
+    x = _slices(x)
+    if x.ndim == 3:
+        ax.plot(x.flatten(0, 1).T.cpu(), lw=0.7)
+        return
     if x.ndim == 2:
         ax.scatter(*x[:, :2].T.cpu(), s=4, alpha=0.5)
         ax.set_aspect('equal')
@@ -69,27 +77,28 @@ def _show(ax,             # of a figure
     ax.axis('off')
 
 # %% ../nbs/22_plots.ipynb #49293261
-def plot_images(x: Tensor,          # integer images (N, C, H, W) or points (N, D)
-                vocab: int | None,  # number of levels
+def plot_images(x: Tensor,          # integer images (N, C, H, W), volumes, signals, or points (N, D)
+                vocab: int | list | None, # number of levels
                 columns: int = 8,   # images per row
                 title: str = '',    # above the grid
                 scale: float = 0.6  # inches per image
                ) -> Figure:
-    "Images side by side; real-valued points become a scatter plot of two coordinates."
+    "Images side by side, or slices of volumes; signals as lines, of points two coordinates."
     rows = math.ceil(len(x) / columns)
-    size = (3.2, 3.2) if x.ndim == 2 else (columns * scale, rows * scale + 0.3)
+    size = (3.2, 3.2) if x.ndim < 4 else (columns * scale, rows * scale + 0.3)
     figure = Figure(size, layout='constrained')
     ax = figure.subplots()
     _show(ax, x, vocab, columns)
     if x.ndim == 2: ax.set(xlabel='x₁', ylabel='x₂')
+    if x.ndim == 3: ax.set(xlabel='place', ylabel='level' if vocab else 'value')
     ax.set_title(textwrap.fill(title, max(24, round(15 * size[0]))), fontsize=9)
     return figure
 
 # %% ../nbs/22_plots.ipynb #6659f7c3
-def _row_height(x: Tensor) -> float: # images (N, C, H, W) or points (N, D)
+def _row_height(x: Tensor) -> float: # what `_show` shows
     "Inches of a row of images that fill eight inches, at most one high, and its name."
-    if x.ndim == 2: return 2.5
-    n, _, h, w = x.shape
+    if x.ndim < 4: return 2.5
+    n, _, h, w = _slices(x).shape
     return 0.21 + min(1., 7.9 * (h + 2) / (n * (w + 1) + 1))
 
 # %% ../nbs/22_plots.ipynb #309ded04

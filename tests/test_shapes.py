@@ -127,6 +127,14 @@ def test_a_run_of_signals_is_kept_and_read(tmp_path):
     assert torch.equal(evaluate(again, x[:4], 2).bpd, evaluate(now.model, x[:4], 2).bpd)
     assert Diffusion.from_pretrained(model.save_pretrained(tmp_path / 'kept')).event_shape == signal
 
+def test_volumes_from_a_file_by_the_command_line(tmp_path):
+    np.save(tmp_path / 'volumes.npy', torch.randint(5, (60, *volume)).int().numpy())
+    words = f'train --data arrays --path {tmp_path}/volumes.npy --vocab 5 --channels 8 --blocks 1'
+    assert main([*words.split(), '--steps', '2', '--batch-size', '8', '--out', str(tmp_path / 'run')]) == 0
+    assert main(['sample', str(tmp_path / 'run'), '--n', '3', '--steps', '3']) == 0
+    assert np.load(tmp_path / 'run' / 'samples.npy').shape == (3, *volume)
+    assert (tmp_path / 'run' / 'samples.png').exists()
+
 def test_what_only_images_have_is_refused_in_one_line():
     x = torch.randint(5, (8, *signal))
     with pytest.raises(ValueError, match=r'flip=True: examples of shape \(2, 6\) are no images'):
