@@ -126,7 +126,7 @@ def check_arrays(rng, place):
         for name in arrays: np.save(place/f'a/{name}.npy', x)
     found, _ = outcome('arrays', path=place/('a.npz' if packed else 'a'), vocab=vocab)
     floats = kind[-2:] in ('f2', 'f4', 'f8')
-    right = (dims in (2, 3, 4) and kind not in ('u8', 'c8', 'U2', 'O') and not (floats and vocab)
+    right = (dims in (2, 3, 4, 5) and kind not in ('u8', 'c8', 'U2', 'O') and not (floats and vocab)
              and (floats or kind in ('u1', '?') or vocab))
     if isinstance(found, str) or not right:
         assert isinstance(found, str), (kind, shape, vocab, names)
