@@ -712,6 +712,8 @@ def _exact(model: Diffusion) -> Diffusion: # a copy
     computed alike elsewhere."""
     if not isinstance(model.codec, Codec):
         raise ValueError("the model is of real-valued data: only integers can be coded")
+    if isinstance(model.codec.vocab, list):
+        raise ValueError(f"vocab={model.codec.vocab}: only dimensions of one vocabulary can be coded")
     if type(model.latent) not in _latent_codes:
         raise ValueError(f"{type(model.latent).__name__} latents cannot be coded: take one of "
                          + ', '.join(kind.__name__ for kind in _latent_codes))

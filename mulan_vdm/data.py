@@ -102,7 +102,7 @@ class Split(_Examples):
         "The examples of these rows, with their labels."
         return Split(self.x[rows], None if self.y is None else self.y[rows])
 
-# %% ../nbs/12_data.ipynb #cec5620b
+# %% ../nbs/12_data.ipynb #1d4bca2a
 def _levels(vocab: object # number of levels, or those of every dimension
            ) -> int | list:
     "In plain numbers. Raises TypeError or ValueError for what are no numbers of levels."
@@ -110,6 +110,7 @@ def _levels(vocab: object # number of levels, or those of every dimension
     _whole('vocab', vocab, 2)
     return vocab
 
+# %% ../nbs/12_data.ipynb #cec5620b
 def _check_side(name: str, side: Split, vocab: int | list | None, event_shape: tuple) -> None:
     "Raises ValueError unless a side holds events of this shape and, with levels, of these levels."
     if not isinstance(side, Split):

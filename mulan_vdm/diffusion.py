@@ -357,14 +357,11 @@ def _errors(self: Diffusion, x: Tensor, # data (B, *event), coded
 
 @patch
 @torch.no_grad()
-def _errors_of(self: Diffusion, images: Tensor, # (B, *event)
-               t: Tensor, # times (B,)
-               rows: Rows) -> tuple[Tensor, ...]: # gamma; what `_errors` gives
-    "The same for images at times, with a latent of each image."
+def _coded(self: Diffusion, images: Tensor, # (B, *event)
+           rows: Rows) -> tuple[Tensor, Tensor | None]: # data, latents
+    "Images as the network sees them, with a latent of each."
     x = self.codec.encode(images.to(self.reference.device), self.reference.dtype)
-    w, _ = self.latent(x, rows)
-    gamma = self.gamma(t, w)
-    return gamma, *self._errors(x, w, gamma, rows)
+    return x, self.latent(x, rows)[0]
 
 @patch
 def _table_levels(self: Diffusion, levels: int) -> Tensor: # at most (levels,), rising
@@ -426,7 +423,9 @@ def matched(self: Diffusion,
             chosen = x[torch.arange(i * images, (i + 1) * images) % len(x)]
             for batch in chosen.split(batch_size):
                 time = self.reference.new_full((len(batch),), i / max(1, levels - 1))
-                gamma, error, *_ = self._errors_of(batch, time, rows)
+                coded, w = self._coded(batch, rows)
+                gamma = self.gamma(time, w)
+                error, *_ = self._errors(coded, w, gamma, rows)
                 table.add(error.flatten(1), *_between(knots, gamma.flatten(1)))
     shape = self.event_shape if per_pixel else [1] * len(self.event_shape)
     kept, log_error = table.log_mean()
@@ -478,12 +477,13 @@ def _unlearned(self: Diffusion, measured: Matched, rows: Rows, width: int = 32) 
 def learned(self: Diffusion,
             x: Tensor,              # training images (N, *event)
             measured: Matched | None = None, # that it begins with; by default `matched`'s
+            T: int = 20,            # steps of the bound that it learns from
             steps: int = 600,       # of training
             batch_size: int = 64,   # images per step
             lr: float = 4e-3,       # of the first step; it falls to zero
             rows: Rows = Rows()     # of images, times, noise and latents
            ) -> Learned:
-    """The reverse variance that suits this z_t best, @eq-long-steps. Raises ValueError for other shapes
+    """The reverse variance that suits this z_t best, @eq-learned. Raises ValueError for other shapes
     or pixels, and a schedule that does not end."""
     if measured is None: measured = self.matched(x, rows=rows)
     found = self._unlearned(measured, rows)
@@ -493,10 +493,13 @@ def learned(self: Diffusion,
         for step in range(steps):
             chosen = (rows.rand(batch_size, **self.options) * len(x)).long().clamp(max=len(x) - 1)
             t = low_discrepancy_times(batch_size, rows, **self.options)
-            gamma, error, *seen = self._errors_of(x[chosen.to(x.device)], t, rows)
-            log_m = found.log_error(gamma, *seen)
+            coded, w = self._coded(x[chosen.to(x.device)], rows)
+            gamma_t = self.gamma(t, w).detach()
+            gamma_s = self.gamma((t - 1 / T).clamp(min=0), w).detach()
+            error, *seen = self._errors(coded, w, gamma_t, rows)
+            a = torch.expm1(gamma_t - gamma_s)
             optimizer.zero_grad()
-            (log_m + error * torch.exp(-log_m)).mean().backward()
+            (a * _charged(error, found(gamma_t, *seen), a)).mean().backward()
             optimizer.param_groups[0]['lr'] = lr * (1 - step / steps)
             optimizer.step()
     for p in parameters: p.requires_grad_(False)
@@ -538,8 +541,7 @@ def _cheapest_path(costs: Tensor, # of a step from j down to i, [i, j] of (N + 1
 def _step_costs(self: Diffusion, x: Tensor, # images (B, *event)
                 times: Tensor, rows: Rows) -> Tensor: # (N + 1, N + 1)
     "Mean nats per example of a step from time j down to time i; endless unless i < j."
-    x = self.codec.encode(x.to(self.reference.device), self.reference.dtype)
-    w, _ = self.latent(x, rows)
+    x, w = self._coded(x, rows)
     gammas = [self.gamma(t.expand(len(x)), w) for t in times]
     costs = torch.full((len(times), len(times)), math.inf, dtype=torch.float64)
     for j in range(1, len(times)):

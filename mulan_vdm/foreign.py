@@ -307,11 +307,12 @@ def _attention(arrays: dict[str, Tensor], path: str, ours: str) -> dict[str, Ten
     weight, bias = (torch.cat([layer[k] for layer in qkv]) for k in ('weight', 'bias'))
     return found | {f'{ours}.qkv.weight': _pixelwise(weight), f'{ours}.qkv.bias': bias}
 
-# %% ../nbs/21_foreign.ipynb #23237811
+# %% ../nbs/21_foreign.ipynb #e83d584c
 def _count(arrays: dict[str, Tensor], start: str) -> int:
     "How many numbered modules there are of a name."
     return len({path.split('/')[1] for path in arrays if path.startswith(start)})
 
+# %% ../nbs/21_foreign.ipynb #23237811
 def _network(arrays: dict[str, Tensor],
              path: str, # score_model or encoder_model
              ours: str, # net or latent.encoder

@@ -337,6 +337,7 @@ def _misfit(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> str | None:
         without = k.startswith(_may_lack) and k.rpartition('.')[0] not in stems
         if k not in found and not without: return f'it has no {k}, {_kind(v)}'
 
+# %% ../nbs/14_runs.ipynb #1de325ec
 def _nonsense(tensors: dict[str, Tensor]) -> str | None:
     "The first tensor whose numbers no training can have; None if there is none."
     for k, v in tensors.items():
@@ -827,6 +828,7 @@ def _arrays(content: bytes) -> dict[str, np.ndarray]: # each (N,), bpd among the
         raise ValueError('it does not hold one number per image')
     return arrays
 
+# %% ../nbs/14_runs.ipynb #dd1ea2e5
 @patch
 def per_image(self: Run, kind: str = '') -> dict[str, np.ndarray]: # by name
     """One number per test image each, in order; raises FileNotFoundError before an evaluation,
@@ -867,6 +869,7 @@ def samples(self: Run) -> np.ndarray | None: # None if none were drawn
         raise ValueError(f"{path} holds no samples, or none of this run: {remedy}")
     return found
 
+# %% ../nbs/14_runs.ipynb #7f39d6fe
 @patch
 def write_picture(self: Run,
                   name: str, # without its ending

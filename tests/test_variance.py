@@ -146,6 +146,14 @@ def test_real_data_have_no_levels():
     model.reverse = random(learned)
     assert model(torch.randn(9, 6).double(), T=3).vlb.isfinite().all()
 
+def test_a_vocabulary_of_every_dimension():
+    vocab = torch.tensor([2, 5, 9, 300])
+    model = made((4,), codec=Codec(vocab))
+    x = (torch.rand(50, 4) * vocab).long()
+    model.reverse = random(model.learned(x, steps=3))
+    assert_close(model.reverse.phase, math.pi * vocab.double())
+    assert model(x, T=3).vlb.isfinite().all()
+
 @pytest.mark.parametrize('far', [1e3, 1e6])
 def test_what_it_never_saw_gets_a_finite_variance(far):
     model = made((3, 4, 2))
