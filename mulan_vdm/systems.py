@@ -35,7 +35,7 @@ from .codec import checked_vocab, codec_for, Codec, most_levels
 from .diffusion import Diffusion
 from .nets import (ADM, Coefficients, Decoder, DiT, Encoder, Layers, MLP, released,
                             ReleasedCoefficients, UNet, UNetEncoder, Uninformed)
-from .data import Data, load
+from .data import _brief, Data, load
 
 # %% ../nbs/13_systems.ipynb #d5cc0b35
 def clean_end(vocab: int | list | None # number of levels; None for real-valued data
@@ -102,7 +102,7 @@ def system(function: Callable[..., Diffusion]) -> Callable[..., Diffusion]:
 def system_of(config: dict) -> Callable[..., Diffusion]:
     "The system that a configuration names; raises ValueError for one that nobody has registered."
     name = config['system']
-    if name in systems: return systems[name]
+    if name in [*systems]: return systems[name]
     raise ValueError(f"unknown system {name!r}: choose one of {', '.join(systems)}, or import the "
                      "module that registers it, at the command line by --plugin")
 
@@ -588,9 +588,8 @@ def _fetched(name: str, revision: str | None) -> Path:
     wanted = ['config.json', 'model.safetensors', 'README.md']
     try: return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as e: # of the network, of names, of rights
-        said = ' '.join(str(e).split())[:200]
         raise FileNotFoundError(f'{name!r} is neither a folder nor one of {", ".join(shipped())}, '
-                                f'and the hub did not give it ({said}): name a folder, or a '
+                                f'and the hub did not give it ({_brief(e)}): name a folder, or a '
                                 'model of the hub as user/name') from None
 
 def _place_of(name: str | Path, revision: str | None) -> Path:
@@ -619,8 +618,7 @@ def from_pretrained(cls: Diffusion,
         model = build(config)
         model.load_state_dict(tensors)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as e:
-        said = ' '.join(str(e).split())[:200]
-        raise ValueError(f'{place} holds no model of this package, or a damaged one ({said}): '
+        raise ValueError(f'{place} holds no model of this package, or a damaged one ({_brief(e)}): '
                          'save it anew with save_pretrained') from e
     _check_weights(tensors, place)
     model.config = {**config, **model.config}

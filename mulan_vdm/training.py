@@ -38,7 +38,7 @@ from .processes import (fast_products, mixed_seed, on_processors, processes, Row
                                  seeded)
 from .codec import bits_per_dim
 from .diffusion import Diffusion, evaluating, Terms
-from .data import available, batches, Data
+from .data import _brief, available, batches, Data
 from .systems import translated
 from .runs import Run
 
@@ -360,8 +360,7 @@ def _restore(tensors: dict[str, Tensor], model: Diffusion, average: _Average) ->
         model.load_state_dict(_named_with('model.', tensors))
         average.load_state_dict(_named_with('ema.', tensors))
     except RuntimeError as e:
-        said = ' '.join(str(e).split())[:200]
-        raise ValueError(f"the checkpoint belongs to another model: {said}") from None
+        raise ValueError(f"the checkpoint belongs to another model: {_brief(e)}") from None
     average.count = int(average.n_averaged)
 
 def _restore_scale(tensors: dict[str, Tensor], skips: _Skips) -> None:
