@@ -14,6 +14,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
+from tqdm.auto import tqdm
 from typing import Callable, Iterator, NamedTuple
 from .noise import alpha, diffuse, posterior, prior_kl
 from .schedules import FullPrecision, gamma_and_slope, Schedule
@@ -481,7 +482,8 @@ def learned(self: Diffusion,
             steps: int = 600,       # of training
             batch_size: int = 64,   # images per step
             lr: float = 4e-3,       # of the first step; it falls to zero
-            rows: Rows = Rows()     # of images, times, noise and latents
+            rows: Rows = Rows(),    # of images, times, noise and latents
+            progress: bool = False  # show a progress bar?
            ) -> Learned:
     """The reverse variance that suits this z_t best, @eq-learned. Raises ValueError for other shapes
     or pixels, and a schedule that does not end."""
@@ -490,7 +492,7 @@ def learned(self: Diffusion,
     parameters = [p.requires_grad_() for p in (*found.weights, *found.biases)]
     optimizer = torch.optim.Adam(parameters, lr)
     with evaluating(self), torch.enable_grad():
-        for step in range(steps):
+        for step in tqdm(range(steps), 'learning the variance', disable=not progress):
             chosen = (rows.rand(batch_size, **self.options) * len(x)).long().clamp(max=len(x) - 1)
             t = low_discrepancy_times(batch_size, rows, **self.options)
             coded, w = self._coded(x[chosen.to(x.device)], rows)

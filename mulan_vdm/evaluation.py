@@ -537,6 +537,13 @@ def _combined(nats: Tensor, # terms by each latent and each set of times (K, 2, 
     extra = dict(plain=plain, samples=samples, **said)
     return Evaluation(bound, {**terms, 'importance': bound - plain}, noise, draws, strata, extra)
 
+# %% ../nbs/16_evaluation.ipynb #038cf18a
+def _check_latents(model: Diffusion, samples: int) -> None:
+    "Raises ValueError for latents that cannot be drawn."
+    if samples < 1: raise ValueError(f"samples={samples}: pass at least 1 latent for each image")
+    if isinstance(model.latent, NoLatent):
+        raise ValueError("the model has no latent to draw several of: evaluate it with samples=1")
+
 # %% ../nbs/16_evaluation.ipynb #1c934e90
 @torch.no_grad()
 def importance_evaluate(model: Diffusion, # with a latent
@@ -554,11 +561,9 @@ def importance_evaluate(model: Diffusion, # with a latent
                        ) -> Evaluation: # bits/dim; extra: plain, with one latent (N,), samples, even, tail
     """The K-draw bound on every image of x. Raises ValueError without a latent, for odd draws, and
     what `evaluate` raises."""
-    if isinstance(model.latent, NoLatent):
-        raise ValueError("the model has no latent to draw several of: evaluate it with samples=1")
-    if samples < 1 or draws < 2 or draws % 2:
-        raise ValueError(f"samples={samples}, draws={draws}: at least one latent, "
-                         "and an even number of draws for each")
+    _check_latents(model, samples)
+    if draws < 2 or draws % 2:
+        raise ValueError(f"draws={draws}: pass an even number of them for each latent, 2 or more")
     check_labels(model, y, len(x))
     even = _are_even(model, even)
     generator = torch.Generator().manual_seed(seed)

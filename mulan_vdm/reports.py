@@ -37,7 +37,8 @@ from .sampling import grids, inpaint, sample, samplers
 from .data import _brief, _formats, available, Data, load, read_image, sources, Split
 from .systems import build, presets
 from .runs import load_run, Run
-from .evaluation import evaluate, Evaluation, importance_evaluate, mean_se
+from .evaluation import (_are_even, _check_latents, evaluate, Evaluation,
+                                  importance_evaluate, mean_se)
 from .likelihood import dequantizations, ode_evaluate, traces
 from .judging import check_scores, in_batches, sample_scores, train_judge
 from .probing import describe, latent_report, pixels, principal, probe
@@ -209,7 +210,7 @@ def _bound(model: Diffusion, data: Data,
 
 # %% ../nbs/23_reports.ipynb #42d7ea00
 _variances = dict(fixed=lambda run, model, x: fixed_variance, large=lambda run, model, x: large_variance,
-                  matched=lambda run, model, x: model.matched(x, rows=_numbered(model)),
+                  matched=lambda run, model, x: model.matched(x, rows=_numbered(model), progress=True),
                   learned=lambda run, model, x: _kept_variance(run, model))
 _step_grids = dict(time=lambda model, x, T: T,
                    best=lambda model, x, T: model.best_steps(x[:128], T, max(128, T), _numbered(model)))
@@ -224,7 +225,7 @@ def _kept_variance(run: Run, model: Diffusion) -> Learned:
         raise ValueError(f"variance=learned is kept in a run folder, and {run} is none: take matched")
     found = run.variance()
     if found is not None: return found
-    found = model.learned(run.data().train.x, rows=_numbered(model))
+    found = model.learned(run.data().train.x, rows=_numbered(model), progress=True)
     if first_process(): run.write_variance(found)
     return found
 
@@ -310,6 +311,12 @@ def _check_flow(given: dict # tolerance, trace, dequantization; None by default
     for name, known in dict(trace=traces, dequantization=dequantizations).items():
         if given[name] is not None: choose(name, given[name], known)
     if given['tolerance'] is not None: check_solver(given['tolerance'], 1)
+
+def _check_able(model: Diffusion, method: str, samples: int, even: bool | None) -> None:
+    "Raises ValueError for what the bound of this model cannot have."
+    if method != 'vlb': return
+    _are_even(model, even)
+    if samples != 1: _check_latents(model, samples)
 
 def _check_source(data: str | None, # name of another data set
                   of: dict          # other arguments of `load`
@@ -421,6 +428,7 @@ def evaluate_run(run: str | Path, # run folder
     if method == 'ode': extra('torchode', 'flow')
     if table: table = _new_file('table', table, '.csv')
     run, model, _, steps = _opened(run)
+    _check_able(model, method, samples or 1, even)
     start = time.time()
     whole = _images(run, model, data, kwargs)
     images, places = _chosen(whole, split, n)

@@ -10,9 +10,12 @@ import pytest
 import torch
 from mulan_vdm import reports, systems
 from mulan_vdm.cli import main
+from mulan_vdm.codec import Codec
 from mulan_vdm.data import load, sources
+from mulan_vdm.diffusion import Diffusion
 from mulan_vdm.runs import Run
-from mulan_vdm.schedules import schedules
+from mulan_vdm.schedules import Linear, schedules
+from mulan_vdm.training import fit
 
 EARLIER = Path(__file__).parent / 'earlier'
 
@@ -305,3 +308,16 @@ def test_an_image_just_below_the_limit(tmp_path):
     before = peak()
     assert data.read_image(tmp_path / 'a.png', 32).eq(255).all()
     assert peak() - before < 8 * 95e6
+
+@pytest.mark.parametrize('run, words, message', [
+    ('vdm', '--samples 4', 'no latent to draw several of'), ('mulan', '--even', 'leave it out'),
+    ('vdm', '--samples 0', '--samples')])
+def test_a_bound_that_the_model_cannot_have_is_refused_before_data(monkeypatch, run, words, message):
+    monkeypatch.setattr(reports, '_images', worked)
+    refused(('evaluate', EARLIER / run, *words.split()), message)
+
+def test_a_network_without_blocks_is_refused_before_there_is_a_folder(tmp_path):
+    model = Diffusion(torch.nn.Identity(), Linear(-5., 4.), Codec(17), (1, 8, 8))
+    with pytest.raises(ValueError, match='keeps no blocks'):
+        next(fit(model, load('digits'), steps=1, checkpointing=True, out=tmp_path / 'run', progress=False))
+    assert not (tmp_path / 'run').exists()
