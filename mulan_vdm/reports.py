@@ -210,7 +210,7 @@ def _bound(model: Diffusion, data: Data,
 
 # %% ../nbs/23_reports.ipynb #42d7ea00
 _variances = dict(fixed=lambda run, model, x: fixed_variance, large=lambda run, model, x: large_variance,
-                  matched=lambda run, model, x: model.matched(x, rows=_numbered(model), progress=True),
+                  matched=lambda run, model, x: model.matched(x, rows=_numbered(model)),
                   learned=lambda run, model, x: _kept_variance(run, model))
 _step_grids = dict(time=lambda model, x, T: T,
                    best=lambda model, x, T: model.best_steps(x[:128], T, max(128, T), _numbered(model)))
