@@ -401,19 +401,15 @@ def _restore_moments(tensors: dict[str, Tensor], optimizer: torch.optim.Optimize
     optimizer.load_state_dict({**optimizer.state_dict(), 'state': state})
 
 # %% ../nbs/15_training.ipynb #91678cc4
-def _check_blocks(net: nn.Module, checkpointing: bool) -> None:
-    "Raises ValueError for a network that has nothing to compute again."
-    if checkpointing and not _blocks(net):
-        raise ValueError(f"checkpointing=True: {type(net).__name__} keeps no blocks in a "
-                         "ModuleList; leave it out")
-
 @contextlib.contextmanager
 def adapted(net: nn.Module,     # the denoiser
             checkpointing: bool # compute the inside of its blocks again in the backward pass?
            ) -> Iterator[None]:
     "The network runs with less memory; raises ValueError without blocks."
-    _check_blocks(net, checkpointing)
     twice = _blocks(net) if checkpointing else []
+    if checkpointing and not twice:
+        raise ValueError(f"checkpointing=True: {type(net).__name__} keeps no blocks in a "
+                         "ModuleList; leave it out")
     for block in twice: block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     try: yield
     finally:
@@ -966,7 +962,6 @@ def fit(model: Diffusion,           # trained in place
     session = _Session(**kwargs)
     accelerator = session.accelerator
     _check_graph(model, session.compile)
-    _check_blocks(model.net, session.checkpointing)
     _check_shares(model, batch_size, session.accumulate, accelerator.num_processes)
     config = _described(model, data, given)
     with (session.opened(config, data), _unwrapped_after(model),

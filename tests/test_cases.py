@@ -316,7 +316,7 @@ def test_a_bound_that_the_model_cannot_have_is_refused_before_data(monkeypatch, 
     monkeypatch.setattr(reports, '_images', worked)
     refused(('evaluate', EARLIER / run, *words.split()), message)
 
-def test_a_network_without_blocks_is_refused_before_there_is_a_folder(tmp_path):
+def test_a_network_without_blocks_is_refused_and_leaves_no_folder(tmp_path):
     model = Diffusion(torch.nn.Identity(), Linear(-5., 4.), Codec(17), (1, 8, 8))
     with pytest.raises(ValueError, match='keeps no blocks'):
         next(fit(model, load('digits'), steps=1, checkpointing=True, out=tmp_path / 'run', progress=False))

@@ -5,10 +5,13 @@ import torch
 from functools import partial
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
+from mulan_vdm.codec import Codec
 from mulan_vdm.data import Data, Split
+from mulan_vdm.diffusion import Diffusion
 from mulan_vdm.evaluation import evaluate, importance_evaluate
 from mulan_vdm.likelihood import ode_evaluate
 from mulan_vdm.sampling import sample, samplers
+from mulan_vdm.schedules import Linear
 from mulan_vdm.systems import mulan, repvdm, vdm, vdmpp
 from mulan_vdm.training import fit
 
@@ -178,3 +181,41 @@ def test_no_double_precision_on_the_device(model):
         data = Data('noise', 'noise', VOCAB, SHAPE, Split(x), Split(x))
         for now in fit(model, data, steps=2, batch_size=4, progress=False): pass
     assert math.isfinite(now.loss)
+
+
+class Watched(torch.nn.Module):
+    "Notes how a GPU would multiply whenever it is asked."
+    classes = 0
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.zeros(()))
+        self.seen = []
+
+    def forward(self, z_t, gamma, w=None, y=None):
+        cudnn = torch.backends.cudnn
+        self.seen.append((torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark))
+        return self.scale * z_t
+
+
+def asked(model, *works):
+    "What the network saw while the model was put to work."
+    model.net.seen.clear()
+    for work in works: work()
+    return set(model.net.seen)
+
+
+def test_products_are_fast_in_training_and_exact_where_a_model_is_measured():
+    model = Diffusion(Watched(), Linear(-7., 5.), Codec(VOCAB), SHAPE)
+    data = Data('noise', '', VOCAB, SHAPE, Split(images()), Split(images()))
+    x = images(2)
+    model(x)
+    before = set(model.net.seen)
+    train = lambda: [*fit(model, data, steps=2, batch_size=4, progress=False)]
+    assert asked(model, train) == {('high', True, True)}
+    exact = {('highest', False, False)}
+    works = (partial(evaluate, model, x, draws=2), partial(model.log_prob, x), partial(sample, model, 2, 2),
+             partial(ode_evaluate, model, x, tolerance=1e-4, checked=0))
+    for work in works:
+        assert asked(model, work) == exact
+    assert asked(model, lambda: model(x)) == before # nothing is set for good
