@@ -82,9 +82,15 @@ def _mirrored(x: Tensor, rows: Rows) -> Tensor: # (B, C, H, W)
     chosen = rows.rand(len(x), device=x.device) < 0.5
     return torch.where(chosen.view(-1, 1, 1, 1), x.flip(-1), x)
 
+def _at_hand(v: Any, device: torch.device, most: int = 2**30) -> Any: # like v
+    "Examples on a device, if they are a tensor of at most a gibibyte; others stay where they are."
+    small = isinstance(v, Tensor) and v.nbytes <= most
+    return v.to(device) if small else v
+
 def _sent(v: Tensor, device: torch.device) -> Tensor:
     "v on a device; a graphics card fetches it while other work goes on."
-    return v.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else v.to(device)
+    fetched = v.is_cpu and device.type == 'cuda'
+    return v.pin_memory().to(device, non_blocking=True) if fetched else v.to(device)
 
 def _parts_of(x: Tensor, y: Tensor | None, accelerator,
               accumulate: int,      # number of parts
@@ -128,6 +134,7 @@ def _gradient(accelerator,
 
 # %% ../nbs/15_training.ipynb #cb91ce37
 _trackers = dict(tensorboard='tensorboard', wandb='wandb', trackio='trackio', mlflow='mlflow')
+_called = dict(wandb='name', trackio='name', mlflow='run_name') # how trackers call a run's name
 
 def _check_tracker(track: str) -> None:
     "Raises ValueError for an unknown tracker, ModuleNotFoundError for one that is not installed."
@@ -678,7 +685,8 @@ def opened(self: _Session,
 def _track(self: _Session, settings: dict) -> None:
     "Tells the tracker what is trained; it hears of the end when the folder is closed."
     told = {k: v for k, v in settings.items() if v is not None}
-    self.accelerator.init_trackers('mulan_vdm', told)
+    own = {_called[self.track]: self.run.path.resolve().name} if self.run and self.track in _called else {}
+    self.accelerator.init_trackers('mulan_vdm', told, {self.track: own})
     for tracker in self.accelerator.trackers: self.folder.callback(tracker.finish)
 
 @patch
@@ -773,7 +781,8 @@ def record(self: _Session, now: Progress,
            state: Callable[[], dict[str, Tensor]]) -> None:
     "Writes what is due after a step: a line of the log, a checkpoint of `state()`."
     if self.track and self.logs(now, ending):
-        self.accelerator.log(json.loads(now.line()), step=now.step)
+        values = json.loads(now.line())
+        self.accelerator.log(values, step=values.pop('step'))
     if self.run is None: return
     if self.main and self.held.get(self.place) is not self:
         raise BlockingIOError(f"{self.run} was taken over by a later fit of this process: "
@@ -971,9 +980,11 @@ def fit(model: Diffusion,           # trained in place
         wrapped, optimizer = session.prepare(model, average, tensors, lr=lr, betas=(0.9, 0.99),
                                              weight_decay=weight_decay)
         session.settle(config, done)
-        stream = batches(data.train.x, y, batch_size, seed, done, accelerator.process_index,
+        device = accelerator.device
+        x, y = (_at_hand(v, device) for v in (data.train.x, y))
+        stream = batches(x, y, batch_size, seed, done, accelerator.process_index,
                          accelerator.num_processes)
-        watch = _Watch(session.progress and session.main, done, steps, accelerator.device)
+        watch = _Watch(session.progress and session.main, done, steps, device)
         part = data.test.some(min(256, len(data.test.x))).x
         judge = partial(_quick_bound, x=part, T=T, batch_size=batch_size)
         for step in range(done + 1, steps + 1):
