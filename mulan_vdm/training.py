@@ -82,6 +82,7 @@ def _mirrored(x: Tensor, rows: Rows) -> Tensor: # (B, C, H, W)
     chosen = rows.rand(len(x), device=x.device) < 0.5
     return torch.where(chosen.view(-1, 1, 1, 1), x.flip(-1), x)
 
+# %% ../nbs/15_training.ipynb #2dcf2985
 def _at_hand(v: Any, device: torch.device, most: int = 2**30) -> Any: # like v
     "Examples on a device, if they are a tensor of at most a gibibyte; others stay where they are."
     small = isinstance(v, Tensor) and v.nbytes <= most
@@ -92,6 +93,7 @@ def _sent(v: Tensor, device: torch.device) -> Tensor:
     fetched = v.is_cpu and device.type == 'cuda'
     return v.pin_memory().to(device, non_blocking=True) if fetched else v.to(device)
 
+# %% ../nbs/15_training.ipynb #91e1f6ba
 def _parts_of(x: Tensor, y: Tensor | None, accelerator,
               accumulate: int,      # number of parts
               drop: float,          # probability of leaving out a label
@@ -148,6 +150,7 @@ def _check_precision(precision: str) -> None:
     if precision == 'fp16' and not torch.accelerator.is_available():
         raise ValueError("precision='fp16' is not for cpu: choose bf16 or no")
 
+# %% ../nbs/15_training.ipynb #54702680
 def _accelerator_for(precision: str,                # accelerate's mixed precision
                      track: str | None = None,      # also told of every logged line
                      folder: Path | str | None = '.' # where a tracker keeps files
@@ -681,6 +684,7 @@ def opened(self: _Session,
         if self.track: self._track(config['fit'])
         yield
 
+# %% ../nbs/15_training.ipynb #f77d8724
 @patch
 def _track(self: _Session, settings: dict) -> None:
     "Tells the tracker what is trained; it hears of the end when the folder is closed."
@@ -689,6 +693,7 @@ def _track(self: _Session, settings: dict) -> None:
     self.accelerator.init_trackers('mulan_vdm', told, {self.track: own})
     for tracker in self.accelerator.trackers: self.folder.callback(tracker.finish)
 
+# %% ../nbs/15_training.ipynb #d3ff6ec1
 @patch
 def _open(self: _Session, config: dict, data: Data) -> None:
     "Takes the folder from an earlier session of this process, and prepares it to start or resume."
@@ -775,6 +780,7 @@ def logs(self: _Session, now: Progress, ending: bool) -> bool:
     "Is a line of the log due after a step?"
     return ending or now.step % self.log_every == 0 or now.validation is not None
 
+# %% ../nbs/15_training.ipynb #aa8af08f
 @patch
 def record(self: _Session, now: Progress,
            ending: bool, # is it the last step of this training?
