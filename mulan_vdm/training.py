@@ -21,6 +21,7 @@ import torch.nn as nn
 import warnings
 from fastcore.basics import patch, store_attr
 from fastcore.meta import delegates
+from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from functools import partial
 from importlib.util import find_spec
@@ -83,10 +84,20 @@ def _mirrored(x: Tensor, rows: Rows) -> Tensor: # (B, C, H, W)
     return torch.where(chosen.view(-1, 1, 1, 1), x.flip(-1), x)
 
 # %% ../nbs/15_training.ipynb #2dcf2985
-def _at_hand(v: Any, device: torch.device, most: int = 2**30) -> Any: # like v
-    "Examples on a device, if they are a tensor of at most a gibibyte; others stay where they are."
-    small = isinstance(v, Tensor) and v.nbytes <= most
-    return v.to(device) if small else v
+_many = 2**30 # bytes of examples; fewer are kept on the device
+
+def _at_hand(v: Tensor | None, device: torch.device) -> Tensor | None: # like v
+    "Examples on a device, if they are not too many; others stay where they are."
+    return v if v is None or v.nbytes > _many else v.to(device)
+
+def _ahead(items: Iterator[Any]) -> Iterator[Any]: # the same
+    "A thread fetches the next item while one is in use."
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items)
+        while True:
+            item = coming.result()
+            coming = pool.submit(next, items)
+            yield item
 
 def _sent(v: Tensor, device: torch.device) -> Tensor:
     "v on a device; a graphics card fetches it while other work goes on."
@@ -990,6 +1001,7 @@ def fit(model: Diffusion,           # trained in place
         x, y = (_at_hand(v, device) for v in (data.train.x, y))
         stream = batches(x, y, batch_size, seed, done, accelerator.process_index,
                          accelerator.num_processes)
+        if data.train.x.nbytes > _many: stream = _ahead(stream)
         watch = _Watch(session.progress and session.main, done, steps, device)
         part = data.test.some(min(256, len(data.test.x))).x
         judge = partial(_quick_bound, x=part, T=T, batch_size=batch_size)

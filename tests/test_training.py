@@ -618,6 +618,12 @@ def test_tensorboard(tmp_path):
     assert list((tmp_path / 'a').rglob('events.out.tfevents.*'))
     assert len(log(tmp_path / 'a')) == 6
 
+def test_batches_fetched_ahead_are_the_same(tmp_path, monkeypatch):
+    last(fit(points(), moons, out=tmp_path / 'near', **options))
+    monkeypatch.setattr(training, '_many', 0)
+    last(fit(points(), moons, out=tmp_path / 'far', **options))
+    assert log(tmp_path / 'near') == log(tmp_path / 'far')
+
 # ---- one wait a step, one graph
 
 class Waits(torch.utils._python_dispatch.TorchDispatchMode):
