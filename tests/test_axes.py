@@ -95,7 +95,9 @@ def test_axes_are_for_arrays_and_are_not_changed_on_the_way(tmp_path, capsys):
     small = ['--channels', '8', '--blocks', '1', '--steps', '1', '--batch-size', '4']
     assert main(['train', *data, *small, '--axes', 'NCL', '--out', str(tmp_path / 'run')]) == 0
     assert main(['evaluate', str(tmp_path / 'run'), *data, '--draws', '2']) == 1
-    assert 'its images are (1, 2, 8) of 256 levels' in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert 'its images are (1, 2, 8) of 256 levels' in said
+    assert 'by --bits ... or --size ... or --axes ..., or name' in said
     assert main(['train', '--resume', '--out', str(tmp_path / 'run'), '--axes', 'NLC']) == 1
     assert 'cannot change when resuming' in capsys.readouterr().err
 
