@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['Denoise', 'Step', 'Grid', 'samplers', 'grids', 'fillers', 'ddpm_step', 'ddpm_large_step', 'ddim_step', 'heun_step',
-           'Maker', 'churned_heun', 'dpmpp_2m', 'ode_step', 'check_labels', 'trajectory', 'sample', 'inpaint',
-           'points_between']
+           'Maker', 'churned_heun', 'dpmpp_2m', 'ode_step', 'trajectory', 'sample', 'inpaint', 'points_between']
 
 # %% ../nbs/10_sampling.ipynb #84cb1366
 import math
