@@ -216,6 +216,7 @@ def stir(self: _Stack, slot: int, n: int) -> None:
 # %% ../nbs/20_compression.ipynb #7ba529b1
 _push_deviations = 12 # of what is pushed by p, which may be wrong
 _pop_deviations = 7   # of what is popped by q
+_fast_numbers = 2**12 # that a processor's network answers at once
 
 class _Chain:
     "The two distributions of every level, pushed and popped, for one group of images."
@@ -224,15 +225,20 @@ class _Chain:
                  stack: _Stack,
                  w: Tensor | None,       # latents of the images (n, size)
                  n: int,                 # images
-                 batch_size: int | None = None # images per call of the network; all by default
+                 batch_size: int | None = None # images per call of the network; by default what is fast
                 ):
         self.model = model
         self.stack = stack
         self.w = w
         self.T = len(times) - 1
         self.shape = (n, *model.event_shape)
-        self.chunks = torch.arange(n).split(batch_size or n)
+        self.chunks = torch.arange(n).split(batch_size or self._fast(n))
         self.gammas = self._levels(times, n if model.schedule.event_shape else 1)
+
+    def _fast(self, n: int) -> int: # images per call
+        "All on an accelerator; on a processor few, whose unfolded convolutions stay in its memory."
+        if self.model.reference.device.type != 'cpu': return n
+        return max(1, _fast_numbers // math.prod(self.shape[1:]))
 
     def _levels(self, times: Tensor, rows: int) -> list[Tensor]: # (rows, *event or ones) each
         "Noise levels between steps, each a little above the one before where a schedule is flat."
@@ -246,11 +252,18 @@ class _Chain:
         if i == 0: return alpha(gamma), sigma(gamma)
         return transition(self.gammas[i - 1], gamma)
 
+    def reckoned(self, gamma: Tensor, z: Tensor, x_hat: Tensor) -> Tensor:
+        "The model's reverse variance, chunk by chunk where a network learned it."
+        reverse = self.model.reverse
+        if not isinstance(reverse, Learned): return reverse(gamma, z, x_hat)
+        gamma = gamma.expand(len(z), *gamma.shape[1:])
+        return torch.cat([reverse(gamma[r], z[r], x_hat[r]) for r in self.chunks])
+
     def down(self, i: int, z: Tensor, x_hat: Tensor) -> tuple[Tensor, Tensor]:
         "Mean and standard deviation of p(z_i|z_{i+1}), or of p(z_T)."
         gamma_s = self.gammas[i]
         if i == self.T: return torch.zeros_like(z), torch.ones_like(gamma_s)
-        return step_back(z, x_hat, gamma_s, self.gammas[i + 1], self.model.reverse)
+        return step_back(z, x_hat, gamma_s, self.gammas[i + 1], self.reckoned)
 
 # %% ../nbs/20_compression.ipynb #d6a8d42a
 @patch
@@ -847,7 +860,7 @@ def _kind(vocab: int) -> torch.dtype: return torch.uint8 if vocab <= 256 else to
 @torch.no_grad()
 def decompressed(model: Diffusion, # the one that wrote the file
                  file: bytes,      # of `compress`
-                 batch_size: int | None = None, # images per call of the network; the writer's by default
+                 batch_size: int | None = None, # images per call of the network; by default what is fast
                  progress: bool = False         # show a progress bar?
                 ) -> Iterator[tuple[int, Tensor]]: # number of the first image, images (n, *event)
     """Groups of images, the last first. Raises ValueError for a foreign or damaged file, that of
