@@ -80,11 +80,11 @@ def class_stub(cls):
     return f"class {cls.__name__}{f'({bases})' if bases else ''}:\n{inside}"
 
 def stub(module):
-    "The stub of a module: its public names, and the private classes that their types may name."
+    "The stub of a module: its public names, and the other classes that their types may name."
     parts = []
-    private = [name for name, value in vars(module).items()
-               if name.startswith('_') and inspect.isclass(value) and value.__module__ == module.__name__]
-    for name in [*private, *module.__all__]:
+    others = [name for name, value in vars(module).items() if name not in module.__all__
+              and inspect.isclass(value) and value.__module__ == module.__name__]
+    for name in [*others, *module.__all__]:
         value = getattr(module, name)
         if inspect.isclass(value): parts.append(class_stub(value))
         elif inspect.isfunction(value): parts.append(signature(value, name))

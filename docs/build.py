@@ -60,6 +60,10 @@ def names_of(node):
     targets = getattr(node, 'targets', None) or [getattr(node, 'target', None)]
     return [t.id for t in targets if isinstance(t, ast.Name)]
 
+def is_exported(flags):
+    "Is a cell with these directives part of a module?"
+    return bool({'export', 'exporti'} & flags.keys())
+
 class Page:
     """A notebook: its cells as (kind, text, directives, cell), its title, its labels, the section and
     cell that define each name, and the methods that it adds to classes cell by cell."""
@@ -75,7 +79,7 @@ class Page:
             self.cells.append((cell['cell_type'], code.source.strip('\n'), flags, cell))
             if cell['cell_type'] == 'markdown':
                 section = ([t for _, t in heading.findall(code.source)] or [section])[-1]
-            if 'export' not in flags: continue
+            if not is_exported(flags): continue
             for node in ast.parse(code.source).body:
                 if patched(node): self.added.append((patched(node)[0], cell['id'], node))
                 else:
@@ -240,7 +244,7 @@ def as_code(text, outputs, tags, alt='', caption=''):
 
 def harness(page, text, flags):
     "Is this cell of a study the apparatus of a measurement? Such cells are folded."
-    if not page.name.startswith('studies/') or 'export' in flags: return False
+    if not page.name.startswith('studies/') or is_exported(flags): return False
     return 'slow' in flags or len(text.splitlines()) > 12 and not re.search(r'\b(assert|test_|error\()', text)
 
 def code(cell, book, page, before):
@@ -252,7 +256,7 @@ def code(cell, book, page, before):
         or not (text.strip() or stored['outputs'])):
         return
     alt, tags = flags.get('fig-alt') or flags.get('fig-cap') or plain(before) or page.title, []
-    if 'export' in flags: tags.append('export'); yield as_markdown(f"({anchor(page.name, stored['id'])})=")
+    if is_exported(flags): tags.append('export'); yield as_markdown(f"({anchor(page.name, stored['id'])})=")
     if flags.get('echo') == 'false': tags.append('remove-input')
     if flags.get('code-fold') == 'true' or harness(page, text, flags): tags.append('hide-input')
     # live sliders need a kernel; those of Stepped are HTML and stay

@@ -7,7 +7,7 @@ __all__ = ['Prediction', 'Weighting', 'predictions', 'weightings', 'x_prediction
            'score_prediction', 'o_prediction', 'edm_prediction', 'to_x_eps', 'eps_error', 'discrete_rate',
            'elbo_weighting', 'implied_weighting', 'eps_weighting', 'v_weighting', 'indi_weighting', 'edm_weighting',
            'p2_weighting', 'min_snr_weighting', 'sigmoid_weighting', 'edm_peak', 'edm_monotonic_weighting',
-           'low_bit_weighting', 'shifted', 'is_monotone', 'make_weighting']
+           'low_bit_weighting', 'shifted', 'is_monotone']
 
 # %% ../nbs/02_objective.ipynb #3194b70d
 import math

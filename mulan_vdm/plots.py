@@ -6,7 +6,7 @@
 __all__ = ['Gallery', 'plot_images', 'plot_rows', 'plot_bits', 'plot_schedule', 'pixel_maps', 'plot_pixel_schedule',
            'plot_metrics', 'Stepped', 'plot_noising', 'plot_ends', 'explore_schedule', 'plot_weighting',
            'explore_weighting', 'plot_image_schedule', 'explore_pixel_schedule', 'reconstructions', 'crossings',
-           'traversals', 'neighbours', 'check_pictured', 'latent_figures', 'explore_latent']
+           'traversals', 'neighbours', 'latent_figures', 'explore_latent']
 
 # %% ../nbs/22_plots.ipynb #52da12a7
 import base64
@@ -652,7 +652,7 @@ def neighbours(data: Data,
         rows[f'image {i + 1} and its nearest'] = x, data.vocab
     return rows
 
-# %% ../nbs/22_plots.ipynb #1a6e72b9
+# %% ../nbs/22_plots.ipynb #751171df
 def check_pictured(model: Diffusion) -> None:
     "Raises ValueError for a latent that is not Gaussian, or not of images."
     if isinstance(model.latent, Gaussian) and len(model.event_shape) == 3: return
@@ -660,6 +660,7 @@ def check_pictured(model: Diffusion) -> None:
                      "these pictures need a Gaussian latent of images, "
                      "such as the preset repvdm-digits")
 
+# %% ../nbs/22_plots.ipynb #1a6e72b9
 def latent_figures(model: Diffusion, # with a Gaussian latent
                    data: Data,       # images
                    n: int = 9,       # images across

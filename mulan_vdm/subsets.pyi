@@ -3,15 +3,11 @@ import mulan_vdm.processes
 import torch
 import typing
 
-def check_subset(m: int, k: int) -> None: ...
-
 class Coins(typing.NamedTuple):
     logit: torch.Tensor
     before: torch.Tensor
     after: torch.Tensor
     log_hit: torch.Tensor
-
-def toss(theta: torch.Tensor, k: int) -> Coins: ...
 
 def log_partition(theta: torch.Tensor, k: int) -> torch.Tensor: ...
 
