@@ -534,6 +534,9 @@ def _to_fill(model: Diffusion, given: str | None, mask: str | None
         raise ValueError(f"{one} alone: given and mask go together, name a picture and one that is "
                          "white where to draw")
     if given is None: return None
+    if model.codec.vocab is None:
+        raise ValueError(f"given='{given}': the run's data are real numbers and a picture has levels: "
+                         "fill them in Python, by inpaint")
     channels, *sides = model.event_shape
     levels = _picture('given', given, model.event_shape).long() * model.codec.vocab // 256
     return levels[None], (_picture('mask', mask, (1, *sides)) >= 128).expand(channels, *sides)
