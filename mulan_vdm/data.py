@@ -971,13 +971,23 @@ def _tensor(a: np.ndarray) -> Tensor: # mapped if a is, and its type allows it
         warnings.filterwarnings('ignore', message='The given NumPy array is not writable')
         return torch.from_numpy(a)
 
-def _channels_first(name: str, x: Tensor) -> Tensor: # (N, D), (N, C, H, W) or (N, C, D, H, W)
-    "Examples with the axes in order, by their number; raises ValueError for other numbers."
-    if x.ndim == 3: return x[:, None]
-    if x.ndim == 4 and x.shape[3] <= 4 < x.shape[1]: return x.permute(0, 3, 1, 2)
-    if x.ndim in (2, 4, 5): return x
-    raise ValueError(f'arrays: {name!r} has shape {tuple(x.shape)}; save (N, D), (N, H, W), '
-                     '(N, C, H, W), (N, H, W, C) or (N, C, D, H, W)')
+# %% ../nbs/12_data.ipynb #56f13b8d
+_axes = 'NL', 'NCL', 'NLC', 'NHW', 'NCHW', 'NHWC', 'NDHW', 'NCDHW', 'NDHWC' # that can be said
+
+def _told_axes(x: Tensor) -> str: # a letter for each
+    "What the axes mean where nobody says it; empty for other numbers of axes."
+    if x.ndim == 4 and x.shape[3] <= 4 < x.shape[1]: return 'NHWC'
+    return {2: 'NC', 3: 'NHW', 4: 'NCHW', 5: 'NCDHW'}.get(x.ndim, '')
+
+def _channels_first(name: str, x: Tensor, axes: str | None = None) -> Tensor: # (N, C, ...)
+    "Examples with channels in front; raises ValueError for axes that x does not have."
+    letters = axes or _told_axes(x)
+    if len(letters) != x.ndim:
+        has = f'{name!r} has shape {tuple(x.shape)}'
+        if axes: raise ValueError(f'axes={axes}: {has}; give one letter for each of its axes')
+        raise ValueError(f'arrays: {has}; save (N, D), (N, H, W), (N, C, H, W), (N, H, W, C) or '
+                         '(N, C, D, H, W), or say axes=...')
+    return x.movedim(letters.index('C'), 1) if 'C' in letters else x[:, None]
 
 # %% ../nbs/12_data.ipynb #fe09eb48
 def _read_array(name: str, read: Callable) -> Tensor:
@@ -985,9 +995,9 @@ def _read_array(name: str, read: Callable) -> Tensor:
     with _refused(f'arrays: {name!r} is not read', 'save it again'): return _tensor(read())
 
 def _array_images(name: str, read: Callable, vocab: int | list | None, size: int | tuple[int, int] | None,
-                  bits: int | None) -> Tensor: # (N, D) or (N, C, H, W)
+                  bits: int | None, axes: str | None = None) -> Tensor: # (N, D) or (N, C, ...)
     "Examples, changed as asked for; raises ValueError, which names the array."
-    x = _channels_first(name, _read_array(name, read))
+    x = _channels_first(name, _read_array(name, read), axes)
     said = f'arrays: {name!r} holds {x.dtype} of shape {tuple(x.shape)}'
     if vocab and x.is_floating_point(): raise ValueError(f'{said}; leave vocab out')
     if not (vocab or x.is_floating_point() or x.dtype == torch.uint8):
@@ -996,8 +1006,9 @@ def _array_images(name: str, read: Callable, vocab: int | list | None, size: int
     if vocab or x.dtype != torch.uint8:
         raise ValueError(f'{said}, not bytes of 256 levels; leave size and bits out')
     if size is None: return keep_bits(x, bits)
+    if x.ndim != 4: raise ValueError(f'{said}, no images: size={size} is for them; leave it out')
     h, w = size if isinstance(size, tuple) else (size, size)
-    if x.ndim != 4 or x.shape[2] < h or x.shape[3] < w:
+    if x.shape[2] < h or x.shape[3] < w:
         raise ValueError(f'{said}, less than size={size}; choose a smaller one')
     return shrink(_cropped(x, (h, w)), (h, w), bits)
 
@@ -1022,7 +1033,7 @@ def _by_row(whole: Split) -> tuple[Split, Split]: # train, test
 
 # %% ../nbs/12_data.ipynb #c5d5ab19
 def _arrays(place: Path, size: int | tuple[int, int] | None, bits: int | None,
-            vocab: int | list | None = None):
+            vocab: int | list | None = None, axes: str | None = None):
     "Release, train and test of the arrays in a file or folder."
     readers = _array_readers(place)
     meanings = {name: _meaning(name) for name in readers}
@@ -1036,14 +1047,16 @@ def _arrays(place: Path, size: int | tuple[int, int] | None, bits: int | None,
         raise ValueError(f'arrays: {place} holds {found}; name them train, test, train_labels and '
                          'test_labels, or x and y')
     def read(side):
-        x = _array_images(names[side, False], readers[names[side, False]], vocab, size, bits)
+        x = _array_images(names[side, False], readers[names[side, False]], vocab, size, bits,
+                          axes)
         labels = names.get((side, True))
         return Split(x, None if labels is None else _array_labels(labels, readers[labels]))
     parts = _by_row(read('')) if '' in sides else map(read, ('train', 'test'))
     split = 'a tenth by hash of the row for test' if '' in sides else 'own split'
-    return f'arrays {place.resolve().name!r}, {split}{_resized(size)}', *parts
+    read_as = f', axes {axes}' if axes else ''
+    return f'arrays {place.resolve().name!r}{read_as}, {split}{_resized(size)}', *parts
 
-sources['arrays'] = Source(_arrays, find=None, options=('vocab',),
+sources['arrays'] = Source(_arrays, find=None, options=('vocab', 'axes'),
                            fetch='a .npy or .npz file or a folder of .npy files')
 
 # %% ../nbs/12_data.ipynb #7e4234b2
@@ -1157,6 +1170,10 @@ def _checked_size(name: str, size: object, side: int | None) -> int | tuple[int,
     if side: raise ValueError(f'size={tuple(size)}: {name} is square; choose one number')
     return tuple(size)
 
+def _check_axes(axes: object) -> None:
+    "Raises ValueError for letters that an array's axes do not have."
+    if axes not in _axes: raise ValueError(f"axes={axes!r}: choose one of {', '.join(_axes)}")
+
 def _checked_path(path: object) -> None:
     "Raises ValueError unless `path` can be the name of a place."
     if not isinstance(path, (str, os.PathLike)) or not str(path) or '\0' in str(path):
@@ -1185,6 +1202,7 @@ def _checked(name: str, bits: int | None, size: object, path: str | Path | None,
     if 'vocab' in options: options['vocab'] = _levels(options['vocab'])
     if options.get('grey') not in (None, True, False):
         raise ValueError(f"grey={options['grey']!r}: choose True or False, or leave it out")
+    if 'axes' in options: _check_axes(options['axes'])
     for option, value in options.items():
         if option not in source.options:
             raise ValueError(f'{option}={value!r}: {name} has no choice there; leave it out')
@@ -1205,10 +1223,13 @@ def load(name: str,               # 'digits', 'fashion_mnist', ...: an entry of 
          grey: bool | None = None, # folder: one channel? By default if every file is stored in grey
          # arrays: levels of whole numbers, or those of every column; by default 256 of a byte
          vocab: int | tuple[int, ...] | None = None,
+         # arrays: what each axis is, such as NCL for signals of C channels and L samples; by
+         # default told by their number, as images and volumes
+         axes: str | None = None,
          download: bool = False # get files that are not found, where torchvision can?
         ) -> Data:
     "Images with a named release and a fixed split; raises FileNotFoundError for files not found."
-    options = {k: v for k, v in dict(grey=grey, vocab=vocab).items() if v is not None}
+    options = {k: v for k, v in dict(grey=grey, vocab=vocab, axes=axes).items() if v is not None}
     said = {k: v for k, v in dict(bits=bits, size=size).items() if v is not None}
     source = _checked(name, bits, size, path, options)
     size = _checked_size(name, size, source.side)

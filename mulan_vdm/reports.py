@@ -386,7 +386,8 @@ def _images(run: Run, model: Diffusion,
     if kinds[0] != kinds[1]:
         its, mine = (f"{shape} of {vocab or 'no'} levels" for shape, vocab in kinds)
         raise ValueError(f"data={data}: its images are {its}, those of {run} {mine}: "
-                         f"make them alike by bits=... or size=...{_requantized(kinds)}, or name other data")
+                         f"make them alike by bits=... or size=...{' or axes=...' * (data == 'arrays')}"
+                         f"{_requantized(kinds)}, or name other data")
     return images
 
 # %% ../nbs/23_reports.ipynb #266969ab

@@ -298,7 +298,8 @@ def vdmpp(event_shape: tuple[int, ...], # shape of one example: (C, ...) or (D,)
           blocks: int = 3,           # residual blocks per level going in
           # exponents of the Fourier features
           fourier: tuple[float, ...] | tuple[list, ...] = (),
-          attention: tuple[int, ...] = (1, 2, 3), # levels of adm that attend; unet: unless empty
+          # levels of adm that attend, True for all but the first; unet: unless empty
+          attention: bool | tuple[int, ...] = (1, 2, 3),
           schedule: str = 'adaptive', # adaptive, linear, cosine, or another of `schedules`
           gamma_min: float = -20.,   # gamma(0)
           gamma_max: float = 20.,    # gamma(1)

@@ -83,15 +83,30 @@ class _OneOrMore(argparse.Action):
         value = values[0] if len(values) == 1 else values
         setattr(namespace, self.dest, value)
 
+class _SwitchOrSome(argparse.BooleanOptionalAction):
+    "Alone a switch, that may be said to be off; with words a list of them."
+    def __init__(self, *args, type: Callable, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.type = type
+        self.nargs = '*'
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        off = option_string.startswith('--no-')
+        if off and values: parser.error(f'{option_string} takes no value: write it alone')
+        setattr(namespace, self.dest, values or not off)
+
 def reading(name: str,
             kind: Any # annotation of an argument
            ) -> dict[str, Any]: # of `add_argument`
     "How an argument is read from the words after its flag, by the first of the types it may have."
     kinds = [kind] if get_origin(kind) is tuple else [t for t in get_args(kind) if t is not type(None)]
     kind, *rest = kinds or [kind]
-    if kind is bool: return dict(action=argparse.BooleanOptionalAction)
+    if kind is bool and not rest: return dict(action=argparse.BooleanOptionalAction)
     several = {}
-    if get_origin(kind) is tuple:
+    if kind is bool:
+        several = dict(action=_SwitchOrSome)
+        kind = get_args(rest[0])[0]
+    elif get_origin(kind) is tuple:
         several = dict(nargs='*')
         kind = get_args(kind)[0]
     elif any(get_origin(t) is tuple for t in rest): several = dict(nargs='+', action=_OneOrMore)
@@ -161,6 +176,7 @@ def suggestion(word: str, known: Collection[str]) -> str:
 _said = ( # by argparse, and by us
     (r'argument (.+?)/--no-.*: ignored explicit argument (.*)',
      r'\1 takes no value, not \2: write \1 or its opposite, with --no-'),
+    (r'argument (--[^/]+)/--no-\S+: (.*)', r'\1 \2'),
     (r'argument (.+?): ignored explicit argument (.*)', r'\1 takes no value, not \2: leave it out'),
     (r'argument (.+?): expected .*', r'\1 has no value: write one after it'),
     (r'argument (.+?): (.*)', r'\1 \2'),
