@@ -425,6 +425,7 @@ def _solved(apply: Callable[[Tensor], Tensor], # a symmetric positive matrix for
         rr = rest
     return v
 
+# %% ../nbs/10_sampling.ipynb #5b4d6813
 def _informed(denoise: Denoise, # z_t, gamma_t -> x_hat, eps_hat
          known: _Known,
          rounds: int = 1, # of conjugate gradients, each a product with the Jacobian
@@ -441,6 +442,7 @@ def _informed(denoise: Denoise, # z_t, gamma_t -> x_hat, eps_hat
         return x_hat, (z - alpha(gamma) * x_hat) / sigma(gamma)
     return estimate
 
+# %% ../nbs/10_sampling.ipynb #09336c98
 def _guiding(known: _Known, step: Step = ddpm_step, rounds: int = 1) -> Step:
     "A step whose denoiser is told the known pixels, which are then put in place."
     def take(denoise: Denoise, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor, noise: Tensor) -> Tensor:
@@ -464,6 +466,7 @@ def _known(model: Diffusion, x: Tensor, mask: Tensor, n: int) -> _Known: # of n 
     coded = model.codec.encode(x.to(model.reference.device), model.reference.dtype)
     return _Known(coded.expand(n, *model.event_shape), where)
 
+# %% ../nbs/10_sampling.ipynb #7033e91e
 def inpaint(model: Diffusion,
             x: Tensor, # an image with the known pixels (1, *event), or one for every sample
             mask: Tensor, # bool, True where a pixel is to be drawn, (*event) or like x

@@ -21,6 +21,7 @@ import torch.nn as nn
 import warnings
 from fastcore.basics import patch, store_attr
 from fastcore.meta import delegates
+from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from functools import partial
 from importlib.util import find_spec
@@ -82,10 +83,28 @@ def _mirrored(x: Tensor, rows: Rows) -> Tensor: # (B, C, H, W)
     chosen = rows.rand(len(x), device=x.device) < 0.5
     return torch.where(chosen.view(-1, 1, 1, 1), x.flip(-1), x)
 
+# %% ../nbs/15_training.ipynb #2dcf2985
+_many = 2**30 # bytes of examples; fewer are kept on the device
+
+def _at_hand(v: Tensor | None, device: torch.device) -> Tensor | None: # like v
+    "Examples on a device, if they are not too many; others stay where they are."
+    return v if v is None or v.nbytes > _many else v.to(device)
+
+def _ahead(items: Iterator[Any]) -> Iterator[Any]: # the same
+    "A thread fetches the next item while one is in use."
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items)
+        while True:
+            item = coming.result()
+            coming = pool.submit(next, items)
+            yield item
+
 def _sent(v: Tensor, device: torch.device) -> Tensor:
     "v on a device; a graphics card fetches it while other work goes on."
-    return v.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else v.to(device)
+    fetched = v.is_cpu and device.type == 'cuda'
+    return v.pin_memory().to(device, non_blocking=True) if fetched else v.to(device)
 
+# %% ../nbs/15_training.ipynb #91e1f6ba
 def _parts_of(x: Tensor, y: Tensor | None, accelerator,
               accumulate: int,      # number of parts
               drop: float,          # probability of leaving out a label
@@ -128,6 +147,7 @@ def _gradient(accelerator,
 
 # %% ../nbs/15_training.ipynb #cb91ce37
 _trackers = dict(tensorboard='tensorboard', wandb='wandb', trackio='trackio', mlflow='mlflow')
+_called = dict(wandb='name', trackio='name', mlflow='run_name') # how trackers call a run's name
 
 def _check_tracker(track: str) -> None:
     "Raises ValueError for an unknown tracker, ModuleNotFoundError for one that is not installed."
@@ -141,6 +161,7 @@ def _check_precision(precision: str) -> None:
     if precision == 'fp16' and not torch.accelerator.is_available():
         raise ValueError("precision='fp16' is not for cpu: choose bf16 or no")
 
+# %% ../nbs/15_training.ipynb #54702680
 def _accelerator_for(precision: str,                # accelerate's mixed precision
                      track: str | None = None,      # also told of every logged line
                      folder: Path | str | None = '.' # where a tracker keeps files
@@ -674,13 +695,16 @@ def opened(self: _Session,
         if self.track: self._track(config['fit'])
         yield
 
+# %% ../nbs/15_training.ipynb #f77d8724
 @patch
 def _track(self: _Session, settings: dict) -> None:
     "Tells the tracker what is trained; it hears of the end when the folder is closed."
     told = {k: v for k, v in settings.items() if v is not None}
-    self.accelerator.init_trackers('mulan_vdm', told)
+    own = {_called[self.track]: self.run.path.resolve().name} if self.run and self.track in _called else {}
+    self.accelerator.init_trackers('mulan_vdm', told, {self.track: own})
     for tracker in self.accelerator.trackers: self.folder.callback(tracker.finish)
 
+# %% ../nbs/15_training.ipynb #d3ff6ec1
 @patch
 def _open(self: _Session, config: dict, data: Data) -> None:
     "Takes the folder from an earlier session of this process, and prepares it to start or resume."
@@ -767,13 +791,15 @@ def logs(self: _Session, now: Progress, ending: bool) -> bool:
     "Is a line of the log due after a step?"
     return ending or now.step % self.log_every == 0 or now.validation is not None
 
+# %% ../nbs/15_training.ipynb #aa8af08f
 @patch
 def record(self: _Session, now: Progress,
            ending: bool, # is it the last step of this training?
            state: Callable[[], dict[str, Tensor]]) -> None:
     "Writes what is due after a step: a line of the log, a checkpoint of `state()`."
     if self.track and self.logs(now, ending):
-        self.accelerator.log(json.loads(now.line()), step=now.step)
+        values = json.loads(now.line())
+        self.accelerator.log(values, step=values.pop('step'))
     if self.run is None: return
     if self.main and self.held.get(self.place) is not self:
         raise BlockingIOError(f"{self.run} was taken over by a later fit of this process: "
@@ -971,9 +997,12 @@ def fit(model: Diffusion,           # trained in place
         wrapped, optimizer = session.prepare(model, average, tensors, lr=lr, betas=(0.9, 0.99),
                                              weight_decay=weight_decay)
         session.settle(config, done)
-        stream = batches(data.train.x, y, batch_size, seed, done, accelerator.process_index,
+        device = accelerator.device
+        x, y = (_at_hand(v, device) for v in (data.train.x, y))
+        stream = batches(x, y, batch_size, seed, done, accelerator.process_index,
                          accelerator.num_processes)
-        watch = _Watch(session.progress and session.main, done, steps, accelerator.device)
+        if data.train.x.nbytes > _many: stream = _ahead(stream)
+        watch = _Watch(session.progress and session.main, done, steps, device)
         part = data.test.some(min(256, len(data.test.x))).x
         judge = partial(_quick_bound, x=part, T=T, batch_size=batch_size)
         for step in range(done + 1, steps + 1):

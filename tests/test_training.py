@@ -575,20 +575,37 @@ class Notes:
 def test_a_tracker_hears_what_is_logged(tmp_path, monkeypatch):
     "Every line of the log, and the end, also of a run that is left; metrics.jsonl stays as it is."
     notes, started = Notes(), []
-    def init(self, name, config=None, **_):
-        started.append(config)
+    def init(self, project, config=None, init_kwargs={}):
+        started.append((config, init_kwargs))
         self.trackers = [notes]
     monkeypatch.setattr(Accelerator, 'init_trackers', init)
     monkeypatch.setattr(training, '_check_tracker', lambda track: None)
     last(fit(points(), moons, out=tmp_path / 'a', track='tensorboard', **options))
-    assert started[0]['lr'] == 1e-3 and None not in started[0].values()
+    (settings, own), = started
+    assert settings['lr'] == 1e-3 and None not in settings.values() and own == {'tensorboard': {}}
     *told, end = notes.told
     assert end == 'finished' and [step for step, _ in told] == [1, 2, 3, 4, 5, 6]
-    assert [{k: v for k, v in values.items() if k != 'seconds'} for _, values in told] == log(tmp_path / 'a')
+    told = [{'step': step, **values} for step, values in told]
+    assert [{k: v for k, v in line.items() if k != 'seconds'} for line in told] == log(tmp_path / 'a')
     steps = fit(points(), moons, track='tensorboard', **options)
     next(steps)
     steps.close()
     assert notes.told[-1] == 'finished'
+
+@pytest.mark.parametrize('track, name', [('wandb', 'name'), ('trackio', 'name'), ('mlflow', 'run_name')])
+def test_a_run_has_the_name_of_its_folder(tmp_path, monkeypatch, track, name):
+    started = []
+    monkeypatch.setattr(Accelerator, 'init_trackers', lambda self, *told: started.append(told[-1]))
+    monkeypatch.setattr(Accelerator, 'log', lambda self, values, step: None)
+    monkeypatch.setattr(training, '_check_tracker', lambda track: None)
+    monkeypatch.setattr(Accelerator, '__init__', without_trackers(Accelerator.__init__))
+    last(fit(points(), moons, out=tmp_path / 'seventh', track=track, **options))
+    last(fit(points(), moons, track=track, **options))
+    assert started == [{track: {name: 'seventh'}}, {track: {}}]
+
+def without_trackers(init):
+    "An accelerator that does not look for their packages."
+    return lambda self, *args, log_with=None, **kwargs: init(self, *args, **kwargs)
 
 def test_a_tracker_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match="unknown track 'paper': choose one of tensorboard, wandb, trackio"):
@@ -600,6 +617,12 @@ def test_tensorboard(tmp_path):
     last(fit(points(), moons, out=tmp_path / 'a', track='tensorboard', **options))
     assert list((tmp_path / 'a').rglob('events.out.tfevents.*'))
     assert len(log(tmp_path / 'a')) == 6
+
+def test_batches_fetched_ahead_are_the_same(tmp_path, monkeypatch):
+    last(fit(points(), moons, out=tmp_path / 'near', **options))
+    monkeypatch.setattr(training, '_many', 0)
+    last(fit(points(), moons, out=tmp_path / 'far', **options))
+    assert log(tmp_path / 'near') == log(tmp_path / 'far')
 
 # ---- one wait a step, one graph
 
