@@ -58,7 +58,9 @@ class Result(AttrDict):
 # %% ../nbs/23_reports.ipynb #e765c024
 def _with_error(pair: list[float], form: str) -> str: # like '9.4f'
     "A figure and its standard error, with equally many digits."
-    return f'{pair[0]:{form}} ± {pair[1]:.{form[-2:]}}'
+    value, error = pair
+    digits = form[-2:]
+    return f'{value:{form}} ± {error:.{digits}}'
 
 # %% ../nbs/23_reports.ipynb #bc4b2333
 def against_guessing(bpd: float, vocab: int | list | None) -> str:
@@ -68,13 +70,16 @@ def against_guessing(bpd: float, vocab: int | list | None) -> str:
     return f' (knowing nothing costs {guessing_bits(vocab):.3f}: {levels} levels, each as likely)'
 
 # %% ../nbs/23_reports.ipynb #af1e61d4
+def _numbered(model: Diffusion) -> Rows:
+    "Random numbers that are the same every time."
+    return Rows(torch.Generator(model.reference.device).manual_seed(0))
+
 @torch.no_grad()
 def _noise_left(model: Diffusion # of integers
               ) -> float:
     "Noise at the clean end in levels, @eq-noise-in-levels, the mean over pixels and 16 latents."
-    like = model.reference
-    w = model.latent.prior(16, Rows(torch.Generator(like.device).manual_seed(0)))
-    gamma = model.gamma(like.new_zeros(16), w)
+    w = model.latent.prior(16, _numbered(model))
+    gamma = model.gamma(model.reference.new_zeros(16), w)
     return most_levels(model.codec.vocab) / 2 * (gamma / 2).exp().mean().item()
 
 def noise_warning(model: Diffusion) -> str:
@@ -152,11 +157,12 @@ def draw_run(run: str | Path, # run folder
              data: Data | None = None # that of the run, if it is loaded already
             ) -> list[Path]: # the pictures
     "Pictures of a trained run: schedule.png, metrics.png, and pixels.png for a schedule per pixel."
-    run, data = Run(run), data or Run(run).data()
+    run = Run(run)
+    data = data or run.data()
     model = run.model().to(device())
     x = data.train.x[:6].to(device())
-    rows = Rows(torch.Generator(x.device).manual_seed(0))
-    with torch.no_grad(): w, _ = model.latent(model.codec.encode(x, model.reference.dtype), rows)
+    coded = model.codec.encode(x, model.reference.dtype)
+    with torch.no_grad(): w, _ = model.latent(coded, _numbered(model))
     title = _subject(run.config)
     figures = dict(schedule=plot_schedule(model.schedule, w, len(data.event_shape), title),
                    metrics=plot_metrics(run.path, title=title))
@@ -215,10 +221,6 @@ _variances = dict(fixed=lambda run, model, x: fixed_variance, large=lambda run, 
                   learned=lambda run, model, x: _kept_variance(run, model))
 _step_grids = dict(time=lambda model, x, T: T,
                    best=lambda model, x, T: model.best_steps(x[:128], T, max(128, T), _numbered(model)))
-
-def _numbered(model: Diffusion) -> Rows:
-    "Random numbers that are the same every time."
-    return Rows(torch.Generator(model.reference.device).manual_seed(0))
 
 def _kept_variance(run: Run, model: Diffusion) -> Learned:
     "The run's learned variance, learned now if there is none. Raises ValueError without a folder."
@@ -664,7 +666,8 @@ def _moments(model: Diffusion,
              x: Tensor, # integers (N, *event)
              batch_size: int = 500) -> Tensor: # (N, 2, d)
     "Mean and standard deviation of q(w|x)."
-    return in_batches(lambda x: torch.stack(model.encode(x.to(device())), 1), x, batch_size)
+    encode = lambda part: torch.stack(model.encode(part.to(device())), 1)
+    return in_batches(encode, x, batch_size)
 
 # %% ../nbs/23_reports.ipynb #2fbbeb4d
 @delegates(load, but=('name',))
@@ -868,10 +871,13 @@ def describe_run(run: str | Path # run folder
     run = Run(run)
     config = run.config
     parts = {name: config.get(name, {}) for name in ('data', 'model', 'fit')}
-    lines = [f"{run}: {config.get('system', 'a model of your own')} on {parts['data'].get('name', '?')}, "
-             f"{run.steps} of {parts['fit'].get('steps', '?')} steps"]
+    system = config.get('system', 'a model of your own')
+    data = parts['data'].get('name', '?')
+    steps = parts['fit'].get('steps', '?')
+    lines = [f'{run}: {system} on {data}, {run.steps} of {steps} steps']
     for name, part in parts.items():
-        lines.append(f'{name:5} ' + ', '.join(f'{k}={v}' for k, v in part.items()))
+        said = ', '.join(f'{k}={v}' for k, v in part.items())
+        lines.append(f'{name:5} {said}')
     if r := run.report():
         bpd = _with_error([r['bpd'], r['bpd_se'] or math.nan], '.4f')
         guessing = against_guessing(r['bpd'], parts['model'].get('vocab'))
@@ -952,8 +958,11 @@ def _size_table(model: Diffusion,
             rows += [(f'{name}, a file each', each, len(x)), (f'{name}, one file', one, len(x))]
     rows.append(('weights of the model, float32', 4 * params, held.images))
     lines = [f"{'':34}{'bytes':>12}{'bits/dim':>10}"]
-    lines += [f'{name:34}{size:12,.0f}{8 * size / max(1, n * pixels):10.4f}' for name, size, n in rows]
-    lines.insert(3, f"{'  its bound':34}{'':12}{_with_error([bound.bpd.mean(), bound.noise_se], '10.4f')}")
+    for name, size, n in rows:
+        bits = 8 * size / max(1, n * pixels)
+        lines.append(f'{name:34}{size:12,.0f}{bits:10.4f}')
+    cost = _with_error([bound.bpd.mean(), bound.noise_se], '10.4f')
+    lines.insert(3, f"{'  its bound':34}{'':12}{cost}")
     return '\n'.join(lines)
 
 # %% ../nbs/23_reports.ipynb #61baeb4d
