@@ -222,7 +222,8 @@ def _started_at(model: Diffusion,
               ) -> Diffusion:
     "The same network with a straight schedule from gamma_0; raises ValueError unless below its end."
     line = Linear(gamma_0, model.schedule.ends()[1])
-    return Diffusion(model.net, line, model.codec, model.event_shape).to(**model.options).eval()
+    moved = Diffusion(model.net, line, model.codec, model.event_shape)
+    return moved.to(**model.options).eval()
 
 def best_start(model: Diffusion,
                x: Tensor, # training images (B, *event)
@@ -254,11 +255,12 @@ def _flat(tree: Any, path: str = '') -> dict[str, Any]:
     "The ends of a tree by their path, with slashes; arrays in parts are put together."
     if not isinstance(tree, dict): return {path: tree}
     if '__msgpack_chunked_array__' in tree:
-        parts, shape = ([tree[name][str(i)] for i in range(len(tree[name]))]
-                        for name in ('chunks', 'shape'))
-        return {path: torch.cat(parts).reshape(shape)}
-    return {end: v for name, branch in tree.items()
-            for end, v in _flat(branch, f'{path}/{name}' if path else str(name)).items()}
+        numbered = lambda name: [tree[name][str(i)] for i in range(len(tree[name]))]
+        return {path: torch.cat(numbered('chunks')).reshape(numbered('shape'))}
+    ends = {}
+    for name, branch in tree.items():
+        ends |= _flat(branch, f'{path}/{name}' if path else str(name))
+    return ends
 
 def _read_flax(file: str | Path) -> dict[str, Tensor]:
     """Arrays of a checkpoint of Flax by path. Raises FileNotFoundError, ValueError for a file that
@@ -277,18 +279,23 @@ def _layer(arrays: dict[str, Tensor], # by path; what is used is taken out
            path: str) -> dict[str, Tensor]: # weight and bias, as torch has them
     "A layer of Flax; nothing if it is not there."
     names = dict(kernel='weight', scale='weight', bias='bias')
-    found = {ours: arrays.pop(f'{path}/{theirs}') for theirs, ours in names.items()
-             if f'{path}/{theirs}' in arrays}
     order = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
-    return {k: v.permute(order[v.ndim]).contiguous() for k, v in found.items()}
+    found = {}
+    for theirs, ours in names.items():
+        v = arrays.pop(f'{path}/{theirs}', None)
+        if v is not None: found[ours] = v.permute(order[v.ndim]).contiguous()
+    return found
 
 def _parts(arrays: dict[str, Tensor], path: str,
            ours: str,            # name of the module that they become
            names: dict[str, str] # of its layers, by ours
           ) -> dict[str, Tensor]:
     "Several layers of one module of Flax."
-    return {f'{ours}.{name}.{k}': v for name, theirs in names.items()
-            for k, v in _layer(arrays, f'{path}/{theirs}').items()}
+    found = {}
+    for name, theirs in names.items():
+        layer = _layer(arrays, f'{path}/{theirs}')
+        found |= {f'{ours}.{name}.{k}': v for k, v in layer.items()}
+    return found
 
 def _pixelwise(v: Tensor) -> Tensor:
     "The weight of a dense layer as that of a 1x1 convolution."
@@ -299,8 +306,9 @@ def _reordered(weight: Tensor, # of the first convolution, (out, seen, 3, 3)
                channels: int   # of the image
               ) -> Tensor:
     "Inputs in the order of our Fourier features."
-    waves = weight[:, channels:].unflatten(1, (2, channels, -1)).transpose(2, 3).flatten(1, 3)
-    return torch.cat([weight[:, :channels], waves], 1)
+    waves = weight[:, channels:].unflatten(1, (2, channels, -1))
+    ours = waves.transpose(2, 3).flatten(1, 3)
+    return torch.cat([weight[:, :channels], ours], 1)
 
 def _block(arrays: dict[str, Tensor], path: str, ours: str) -> dict[str, Tensor]:
     "A residual block."
@@ -322,7 +330,8 @@ def _attention(arrays: dict[str, Tensor], path: str, ours: str) -> dict[str, Ten
 # %% ../nbs/21_foreign.ipynb #e83d584c
 def _count(arrays: dict[str, Tensor], start: str) -> int:
     "How many numbered modules there are of a name."
-    return len({path.split('/')[1] for path in arrays if path.startswith(start)})
+    found = [path for path in arrays if path.startswith(start)]
+    return len({path.split('/')[1] for path in found})
 
 # %% ../nbs/21_foreign.ipynb #23237811
 def _network(arrays: dict[str, Tensor],
@@ -398,10 +407,10 @@ def _sizes(arrays: dict[str, Tensor]) -> tuple[str, dict[str, Any]]: # system, a
 
 def _described(arrays: dict[str, Tensor]) -> str:
     "What there is, in a line: the first names and how many follow."
-    parts = {}
-    for path in arrays: parts.setdefault('/'.join(path.split('/')[:2]), len(parts))
+    if not arrays: return 'no arrays'
+    parts = dict.fromkeys('/'.join(path.split('/')[:2]) for path in arrays) # each once, in order
     shown = ', '.join([*parts][:12])
-    return f'{len(arrays)} arrays: {shown}' + ', ...' * (len(parts) > 12) if arrays else 'no arrays'
+    return f'{len(arrays)} arrays: {shown}' + ', ...' * (len(parts) > 12)
 
 # %% ../nbs/21_foreign.ipynb #6afc5e07
 def _configured(system: str, sizes: dict[str, Any], preset: str | None,
