@@ -113,6 +113,13 @@ def public(sources):
             if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__':
                 yield module, ast.literal_eval(n.value)
 
+def page_words():
+    "(page, words of its code), and of CONTRIBUTING."
+    for notebook in (root/'nbs').rglob('*.ipynb'):
+        plain = [s for s, code in cells(notebook) if code and not exported.search(s)]
+        yield notebook.stem, set(re.findall(r'\w+', '\n'.join(plain)))
+    yield 'CONTRIBUTING', set(re.findall(r'\w+', (root/'CONTRIBUTING.md').read_text(encoding='utf-8')))
+
 def arguments(sources):
     "(number of own arguments, function), the longest first."
     found = [(len(f.args.args) + len(f.args.kwonlyargs), f'{module}.{f.name}')
@@ -141,6 +148,9 @@ def main():
     names = dict(public(sources))
     unused = [f'{m}.{n}' for m, ns in names.items() for n in ns
               if not any(re.search(rf'\b{n}\b', s) for k, s in sources.items() if k != m)]
+    said = list(page_words())
+    unread = [full for full in unused if not any(
+        full.split('.')[1] in words for page, words in said if page[3:] != full.split('.')[0])]
     many, where = arguments(sources)[0]
     lines = sum(bool(l.strip()) for s in sources.values() for l in s.splitlines())
     faults = [(m, *f) for m, s in sources.items() for f in unfair(s)]
@@ -156,13 +166,14 @@ def main():
             ('definitions asserted or used within three cells', f'{statistics.mean(soon):.0%}', '85%'),
             ('public names', sum(map(len, names.values())), '170'),
             ('of these named by no other module', len(unused), ''),
+            ('nor by another page', len(unread), ''),
             ('longest argument list', f'{many} ({where})', '15'),
             ('library lines', lines, '4703'),
             ('import over torch, processor seconds', f'{package - torch:.2f}', '0.15'),
             ('--help over python, processor seconds', f'{command - bare:.2f}', '0.1')]
     print(f"{'':50}{'now':>22}{'goal':>10}")
     for what, now, goal in rows: print(f'{what:50}{now!s:>22}{goal:>10}')
-    if '--names' in sys.argv: print('\nnamed by no other module:', ', '.join(unused))
+    if '--names' in sys.argv: print('\nnamed by no other module or page:', ', '.join(unread))
     if '--faults' in sys.argv: print('\n'.join(f'{m}.py:{line}: {why}' for m, line, why in faults))
 
 if __name__ == '__main__': main()

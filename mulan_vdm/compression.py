@@ -17,6 +17,7 @@ import torch.nn.functional as F
 import zlib
 from fastcore.basics import patch
 from functools import lru_cache
+from numbers import Integral
 from PIL import features, Image
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -216,6 +217,7 @@ def stir(self: _Stack, slot: int, n: int) -> None:
 # %% ../nbs/20_compression.ipynb #7ba529b1
 _push_deviations = 12 # of what is pushed by p, which may be wrong
 _pop_deviations = 7   # of what is popped by q
+_fast_numbers = 2**12 # that a processor's network answers at once
 
 class _Chain:
     "The two distributions of every level, pushed and popped, for one group of images."
@@ -224,15 +226,20 @@ class _Chain:
                  stack: _Stack,
                  w: Tensor | None,       # latents of the images (n, size)
                  n: int,                 # images
-                 batch_size: int | None = None # images per call of the network; all by default
+                 batch_size: int | None = None # images per call of the network; by default what is fast
                 ):
         self.model = model
         self.stack = stack
         self.w = w
         self.T = len(times) - 1
         self.shape = (n, *model.event_shape)
-        self.chunks = torch.arange(n).split(batch_size or n)
+        self.chunks = torch.arange(n).split(batch_size or self._fast(n))
         self.gammas = self._levels(times, n if model.schedule.event_shape else 1)
+
+    def _fast(self, n: int) -> int: # images per call
+        "All on an accelerator; on a processor few, whose unfolded convolutions stay in its memory."
+        if self.model.reference.device.type != 'cpu': return n
+        return max(1, _fast_numbers // math.prod(self.shape[1:]))
 
     def _levels(self, times: Tensor, rows: int) -> list[Tensor]: # (rows, *event or ones) each
         "Noise levels between steps, each a little above the one before where a schedule is flat."
@@ -246,11 +253,18 @@ class _Chain:
         if i == 0: return alpha(gamma), sigma(gamma)
         return transition(self.gammas[i - 1], gamma)
 
+    def reckoned(self, gamma: Tensor, z: Tensor, x_hat: Tensor) -> Tensor:
+        "The model's reverse variance, chunk by chunk where a network learned it."
+        reverse = self.model.reverse
+        if not isinstance(reverse, Learned): return reverse(gamma, z, x_hat)
+        gamma = gamma.expand(len(z), *gamma.shape[1:])
+        return torch.cat([reverse(gamma[r], z[r], x_hat[r]) for r in self.chunks])
+
     def down(self, i: int, z: Tensor, x_hat: Tensor) -> tuple[Tensor, Tensor]:
         "Mean and standard deviation of p(z_i|z_{i+1}), or of p(z_T)."
         gamma_s = self.gammas[i]
         if i == self.T: return torch.zeros_like(z), torch.ones_like(gamma_s)
-        return step_back(z, x_hat, gamma_s, self.gammas[i + 1], self.model.reverse)
+        return step_back(z, x_hat, gamma_s, self.gammas[i + 1], self.reckoned)
 
 # %% ../nbs/20_compression.ipynb #d6a8d42a
 @patch
@@ -683,15 +697,8 @@ def to_bytes(self: Contents) -> bytes:
     return _magic + zlib.crc32(rest).to_bytes(4, 'little') + rest
 
 # %% ../nbs/20_compression.ipynb #693632a7
-def contents(file: bytes # of `compress`
-            ) -> Contents:
-    "What stands in a file. Raises ValueError for one that is foreign or damaged."
-    if file[:4] != _magic:
-        raise ValueError("the file was not written by compress: it does not begin with "
-                         f"{_magic.decode()}")
-    if zlib.crc32(file[8:]).to_bytes(4, 'little') != file[4:8]:
-        raise ValueError(f"the file of {len(file)} bytes is truncated or damaged: it differs from "
-                         "its checksum; fetch it again")
+def _read(file: bytes) -> Contents:
+    "The inverse of `to_bytes`; raises whatever nonsense makes it raise."
     size = next(_read_varints(file[16:]))
     start = 16 + len(_varints([size]))
     numbers = _read_varints(zlib.decompress(file[start:start + size], -15))
@@ -706,6 +713,28 @@ def contents(file: bytes # of `compress`
                     np.array(table).reshape(-1, *shape), sum, file[body:body + checks],
                     np.frombuffer(file[body + checks:], '<u4').astype(np.uint32))
 
+def _fit(held: Contents) -> bool:
+    "Do the numbers of images, checksums, table and steps agree?"
+    checks = (held.images * _check_bits(held.event_shape) + 7) // 8
+    return (held.stored + sum(held.groups) == held.images > 0 and held.stored > 0
+            and min(held.groups, default=1) > 0 and len(held.checks) == checks
+            and len(held.table) == _table_rows and held.steps[-1:] > (0,))
+
+def contents(file: bytes # of `compress`
+            ) -> Contents:
+    "What stands in a file. Raises ValueError for one that is foreign or damaged."
+    if file[:4] != _magic:
+        raise ValueError("the file was not written by compress: it does not begin with "
+                         f"{_magic.decode()}")
+    if zlib.crc32(file[8:]).to_bytes(4, 'little') != file[4:8]:
+        raise ValueError(f"the file of {len(file)} bytes is truncated or damaged: it differs from "
+                         "its checksum; fetch it again")
+    try:
+        held = _read(file)
+        if _fit(held): return held
+    except Exception: pass # numbers that are not those of a file can do anything
+    raise ValueError("the file's checksum is right and its head is not: it was not written by compress")
+
 # %% ../nbs/20_compression.ipynb #ae3d45fa
 def _exact(model: Diffusion) -> Diffusion: # a copy
     """The model in double precision and evaluation mode. Raises ValueError for what cannot be coded or
@@ -713,7 +742,8 @@ def _exact(model: Diffusion) -> Diffusion: # a copy
     if not isinstance(model.codec, Codec):
         raise ValueError("the model is of real-valued data: only integers can be coded")
     if isinstance(model.codec.vocab, list):
-        raise ValueError(f"vocab={model.codec.vocab}: only dimensions of one vocabulary can be coded")
+        raise ValueError(f"vocab={model.codec.vocab}: a file holds pixels of one number of levels, not "
+                         "of one for each dimension")
     if type(model.latent) not in _latent_codes:
         raise ValueError(f"{type(model.latent).__name__} latents cannot be coded: take one of "
                          + ', '.join(kind.__name__ for kind in _latent_codes))
@@ -744,13 +774,13 @@ def _dtype(vocab: int) -> np.dtype: return np.dtype(np.uint8 if vocab <= 256 els
 
 def _steps(T: int | Tensor) -> tuple[int, ...]:
     "Their number, or their times in 65536ths. Raises ValueError for others."
-    steps = (T,) if isinstance(T, int) else tuple((T.double() * 65536).round().long().tolist())
-    rising = len(steps) < 2 or (steps[0] == 0 and steps[-1] == 65536
-                                and all(a < b for a, b in zip(steps, steps[1:])))
-    if steps[0] < (len(steps) < 2) or not rising:
-        raise ValueError(f"T={T}: pass at least one step, or times that rise from 0 to 1 by "
-                         "at least 1/65536")
-    return steps
+    if isinstance(T, Integral) and T > 0: return (int(T),)
+    if isinstance(T, Tensor) and T.ndim == 1 and len(T) > 1:
+        steps = tuple((T.double() * 65536).round().long().tolist())
+        rising = all(a < b for a, b in zip(steps, steps[1:]))
+        if rising and (steps[0], steps[-1]) == (0, 65536): return steps
+    raise ValueError(f"T={T}: pass at least one step, or a tensor of times that rise from 0 to 1 by "
+                     "at least 1/65536")
 
 # %% ../nbs/20_compression.ipynb #a0acc3fe
 def _begun(model: Diffusion, images: Sequence,
@@ -773,6 +803,17 @@ def _begun(model: Diffusion, images: Sequence,
         checks=_packed_checks(sums, _check_bits(empty.event_shape)), words=stack.words())
 
 # %% ../nbs/20_compression.ipynb #c0d799ab
+def _check_images(model: Diffusion, images: Sequence, batch_size: int) -> None:
+    "Raises TypeError or ValueError for what are no images of the model, and none at all."
+    if batch_size < 1: raise ValueError(f"batch_size={batch_size}: pass at least 1")
+    if not len(images): raise ValueError("images holds none: pass at least one")
+    for first in range(0, len(images), batch_size):
+        part = images[first:first + batch_size]
+        if not isinstance(part, Tensor):
+            raise TypeError(f"images is a {type(images).__name__}: pass a tensor of integers, as "
+                            "torch.as_tensor(images) makes it")
+        model.check(part)
+
 @torch.no_grad()
 def compress(model: Diffusion,
              images: Sequence,      # integers (N, *event), or what is sliced into such tensors
@@ -780,14 +821,11 @@ def compress(model: Diffusion,
              batch_size: int = 64,  # images coded at once; the first groups are smaller
              progress: bool = False # show a progress bar?
             ) -> bytes:             # a file
-    """Images as bytes, by the model's own reverse variance. Raises ValueError for other shapes or
-    pixels, and a model that another machine could not repeat."""
+    """Images as bytes, by the model's own reverse variance. Raises TypeError or ValueError for other
+    shapes or pixels, ValueError for a model that another machine could not repeat."""
     steps = _steps(T)
-    if isinstance(model.codec.vocab, list):
-        raise ValueError("vocab: a file holds pixels of one number of levels, not of one for each dimension")
     exact = _exact(model)
-    for first in range(0, len(images), batch_size): exact.check(images[first:first + batch_size])
-    if not len(images): raise ValueError("images holds none: pass at least one")
+    _check_images(exact, images, batch_size)
     if exact.codec.vocab > 2**16: raise ValueError(f"vocab={exact.codec.vocab}: at most 65536 levels")
     table = _table_of(exact)
     if not isinstance(exact.reverse, Learned): _set_table(exact, table)
@@ -847,11 +885,13 @@ def _kind(vocab: int) -> torch.dtype: return torch.uint8 if vocab <= 256 else to
 @torch.no_grad()
 def decompressed(model: Diffusion, # the one that wrote the file
                  file: bytes,      # of `compress`
-                 batch_size: int | None = None, # images per call of the network; the writer's by default
+                 batch_size: int | None = None, # images per call of the network; by default what is fast
                  progress: bool = False         # show a progress bar?
                 ) -> Iterator[tuple[int, Tensor]]: # number of the first image, images (n, *event)
     """Groups of images, the last first. Raises ValueError for a foreign or damaged file, that of
     another model, and an image that differs from its checksum."""
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: pass at least 1")
     held = contents(file)
     exact = _exact(model)
     _check_model(exact, held)

@@ -54,7 +54,8 @@ class Evaluation(NamedTuple):
     def noise_se(self) -> float:
         """Standard error from the draws alone, eq. (noise) of this notebook; too large rather
         than too small, since even times vary less than independent ones."""
-        return self.noise.square().sum().sqrt().item() / len(self.noise)
+        variance = self.noise.square().sum()
+        return variance.sqrt().item() / len(self.noise)
 
 # %% ../nbs/16_evaluation.ipynb #3d8b638f
 @patch
@@ -63,10 +64,12 @@ def report(self: Evaluation) -> dict: # JSON-ready
     as [mean, se], and what else there is; bits/dim."""
     known = lambda v: list(mean_se(v, self.strata)) if isinstance(v, Tensor) else v
     bpd, se = mean_se(self.bpd, self.strata)
+    _, plain = mean_se(self.bpd)
     noise = self.noise_se if math.isfinite(self.noise_se) else None
-    return dict(bpd=bpd, bpd_se=se, bpd_se_plain=mean_se(self.bpd)[1], bpd_se_noise=noise,
-                terms={name: known(v) for name, v in self.terms.items()}, n=len(self.bpd),
-                **{name: known(v) for name, v in self.extra.items()})
+    terms = {name: known(v) for name, v in self.terms.items()}
+    extra = {name: known(v) for name, v in self.extra.items()}
+    return dict(bpd=bpd, bpd_se=se, bpd_se_plain=plain, bpd_se_noise=noise, terms=terms,
+                n=len(self.bpd), **extra)
 
 # %% ../nbs/16_evaluation.ipynb #43060b2b
 @patch
@@ -112,8 +115,10 @@ def _for_all(schedule: Schedule, model: Diffusion) -> bool:
     if schedule.event_shape: return False
     generator = torch.Generator(model.reference.device).manual_seed(0)
     w = model.latent.prior(8, Rows(generator))
-    middle = schedule(model.unsqueeze(model.reference.new_full((8,), 0.5)), w)
-    return bool((middle == middle.flatten()[0]).all()) and math.isfinite(sum(map(abs, schedule.ends())))
+    half = model.unsqueeze(model.reference.new_full((8,), 0.5))
+    middle = schedule(half, w)
+    alike = bool((middle == middle.flatten()[0]).all())
+    return alike and all(map(math.isfinite, schedule.ends()))
 
 # %% ../nbs/16_evaluation.ipynb #b9006a6f
 def _are_even(model: Diffusion, even: bool | None) -> bool:
@@ -144,9 +149,11 @@ def _drawn_levels(model: Diffusion, T: int | None,
     times = times.to(model.reference.device)
     if T is None or not even or isinstance(model.schedule, Linear): return times, 1.
     edges = model.gamma(torch.linspace(0, 1, T + 1, **model.options)).flatten()
-    share = (edges - edges[0]) / (edges[-1] - edges[0])
+    share = (edges - edges[0]) / (edges[-1] - edges[0]) # of the climb, at the end of every step
     step = torch.searchsorted(share, times, right=True).clamp(1, T) - 1
-    return (step + 0.5).to(times) / T, 1 / (T * share.diff()[step])
+    middle = (step + 0.5).to(times) / T
+    probability = share.diff()[step]
+    return middle, 1 / (T * probability)
 
 # %% ../nbs/16_evaluation.ipynb #6292faf3
 def _each_draw(model: Diffusion,
@@ -182,8 +189,11 @@ def _costs(model: Diffusion,
     "Terms of the bound, their mean over each set of times; nats."
     x = x.to(model.reference.device)
     w = None
-    if draws_w: w, _ = model.latent(model.codec.encode(x, model.reference.dtype), Rows(draws_w))
-    draws = _each_draw(model, x, y, T, times, list(map(Rows, noises)), even, w=w)
+    if draws_w:
+        coded = model.codec.encode(x, model.reference.dtype)
+        w, _ = model.latent(coded, Rows(draws_w))
+    rows = [Rows(noise) for noise in noises]
+    draws = _each_draw(model, x, y, T, times, rows, even, w=w)
     nats = torch.stack([torch.stack(terms[:4]) for terms in draws])
     return nats.cpu().double().unflatten(0, (sets, -1)).mean(1)
 
@@ -308,7 +318,8 @@ class PixelBits(NamedTuple):
     @property
     def bpd(self) -> Tensor: # (N,)
         "The bound, bits/dim: the sum over the dimensions and the latent, @eq-per-pixel."
-        return (self.bits.flatten(1).sum(1) + self.latent) / self.bits[0].numel()
+        bits = self.bits.flatten(1).sum(1) + self.latent
+        return bits / self.bits[0].numel()
 
 # %% ../nbs/16_evaluation.ipynb #29d9d722
 def _pixel_sums(model: Diffusion,
@@ -322,9 +333,10 @@ def _pixel_sums(model: Diffusion,
     "Running sums over the draws."
     sums = torch.zeros(5, len(x), math.prod(model.event_shape), dtype=torch.float64)
     x = x.to(model.reference.device)
-    for terms in _each_draw(model, x, y, T, times, list(map(Rows, noises)), even, per_dimension=True):
-        *parts, latent, _ = (v.cpu().double().flatten(1) if v.ndim > 1 else v.cpu().double() for v in terms)
-        parts = torch.stack(parts)
+    rows = [Rows(noise) for noise in noises]
+    for terms in _each_draw(model, x, y, T, times, rows, even, per_dimension=True):
+        *parts, latent, _ = (v.cpu().double() for v in terms)
+        parts = torch.stack(parts).flatten(2)
         sums[:3] += parts
         sums[3] += latent[:, None] / sums.shape[2]
         sums[4] += parts.sum(0)**2
@@ -353,8 +365,10 @@ def bits_per_pixel(model: Diffusion, # usually the averaged one
     means = found.unflatten(2, model.event_shape) / (draws * math.log(2))
     terms = dict(zip(Terms._fields, means[:3]))
     bits = means[:3].sum(0)
+    latent = means[3].flatten(1).sum(1)
     variance = (means[4] / math.log(2) - bits**2).clamp(min=0)
-    return PixelBits(bits, (variance / (draws - 1)).sqrt(), terms, means[3].flatten(1).sum(1), draws)
+    noise = (variance / (draws - 1)).sqrt()
+    return PixelBits(bits, noise, terms, latent, draws)
 
 # %% ../nbs/16_evaluation.ipynb #caff41d0
 class _Shared(NamedTuple):
@@ -435,6 +449,7 @@ class Classified(NamedTuple):
         "Probabilities of the labels, equally probable beforehand, @eq-label-posterior."
         return (-self.nats / temperature).softmax(1)
 
+# %% ../nbs/16_evaluation.ipynb #59215196
 def fit_temperature(found: Classified,
                     y: Tensor # true labels (N,)
                    ) -> float:
@@ -454,7 +469,8 @@ def _above_best(costs: Tensor,  # (draws, N, C), nan for labels that are out
                ) -> tuple[Tensor, Tensor]: # winners (N,), differences to them like costs
     "What every label costs more than the best that is left, draw by draw."
     best = costs.nanmean(0).where(running, math.inf).argmin(1)
-    return best, costs - costs.gather(2, best[None, :, None].expand(len(costs), -1, 1))
+    place = best[None, :, None].expand(len(costs), -1, 1)
+    return best, costs - costs.gather(2, place)
 
 def _losing(more: Tensor, # differences to the winner (draws, N, C), nan for labels that are out
             margin: float # standard errors
@@ -586,7 +602,8 @@ class AcrossSeeds(NamedTuple):
     t: float         # mean ± t se holds the truth in at least 95 of 100 cases
 
     def __str__(self) -> str:
-        return f'{self.mean:+.4f} ± {self.se:.4f} (95%: ± {self.t * self.se:.4f})'
+        half = self.t * self.se # of the interval
+        return f'{self.mean:+.4f} ± {self.se:.4f} (95%: ± {half:.4f})'
 
 # %% ../nbs/16_evaluation.ipynb #3313bc95
 def across_seeds(table: Tensor, # of each training (S) and each image (N)

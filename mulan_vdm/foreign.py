@@ -71,6 +71,7 @@ class _Elsewhere(nn.Module):
                  scale: float,               # c of eq. (other-scale)
                  prediction: str = 'eps',    # what it answers
                  classes: int = 0,           # labels it was trained with
+                 none: int | None = None,    # what it is told where there is no label
                  scaled: bool = True):       # is its input multiplied by alpha?
         super().__init__()
         self.net = net
@@ -81,6 +82,7 @@ class _Elsewhere(nn.Module):
         self.scaled = scaled
         self.prediction = choose('prediction', prediction, predictions)
         self.classes = classes
+        self.none = none
 
     def forward(self, z_t: Tensor, gamma: Tensor, w: Tensor | None = None,
                 y: Tensor | None = None) -> Tensor: # eps_hat, like z_t
@@ -88,17 +90,19 @@ class _Elsewhere(nn.Module):
         noisy = self.scale * z_t / alpha(gamma)
         z = alpha(level) * noisy
         told = self.told(level).flatten().expand(len(z_t))
-        answer = self.call(self.net, z if self.scaled else noisy, told, self._labels(y, len(z_t)))
+        answer = self.call(self.net, z if self.scaled else noisy, told, self._labels(y, z_t))
         answer = answer[:, :z_t.shape[1]].to(z_t.dtype)
         return to_x_eps(answer, z, level, self.prediction)[1]
 
-    def _labels(self, y: Tensor | None, n: int) -> Tensor | None:
-        "Labels as they are; raises ValueError where the network needs others."
+    def _labels(self, y: Tensor | None, z_t: Tensor) -> Tensor | None:
+        "What the network is told of labels; raises ValueError where it needs others."
         if not self.classes: return None
-        if y is None or not ((y >= 0) & (y < self.classes)).all():
+        if y is None: y = torch.full((len(z_t),), -1, device=z_t.device)
+        least = 0 if self.none is None else -1
+        if not ((y >= least) & (y < self.classes)).all():
             raise ValueError(f"y: the network was trained with labels 0..{self.classes - 1}: "
                              "pass one of them for each image")
-        return y
+        return y if self.none is None else torch.where(y < 0, self.none, y)
 
 # %% ../nbs/21_foreign.ipynb #e63ab683
 def _adopted(net: _Elsewhere, schedule: Linear | _Table, event_shape: tuple[int, ...],
@@ -125,6 +129,7 @@ def from_network(net: nn.Module,         # net(z, step) or, with classes, net(z,
                  vocab: int | None = 256, # number of levels; None for real data in [-1, 1]
                  prediction: str = 'eps', # what it answers: x, eps, v, score, o or edm
                  classes: int = 0,        # labels 0..classes-1 that it was trained with
+                 none: int | None = None, # what it was told where labels were left out
                  call: Callable | None = None # net, z, step, y -> answer; as above by default
                 ) -> Diffusion:
     """The model of a network trained by DDPM's steps; T - 1 steps are its own chain. Raises
@@ -133,14 +138,16 @@ def from_network(net: nn.Module,         # net(z, step) or, with classes, net(z,
     scale = _other_scale(vocab)
     plain = lambda net, z, step, y: net(z, step) if y is None else net(z, step, y)
     own = _Table(levels)
-    inside = _Elsewhere(net, call or plain, own.step, scale, prediction, classes)
+    inside = _Elsewhere(net, call or plain, own.step, scale, prediction, classes, none)
     return _adopted(inside, _Table(levels - 2 * math.log(scale)), tuple(event_shape), vocab)
 
 # %% ../nbs/21_foreign.ipynb #6c195f75
 def from_diffusers(unet: nn.Module,          # UNet2DModel, or what is called alike
                    scheduler,                # with alphas_cumprod: DDPMScheduler, DDIMScheduler, ...
                    vocab: int | None = 256,  # number of levels; None for real data in [-1, 1]
-                   event_shape: tuple[int, ...] | None = None # (C, H, W); the network's own by default
+                   # (C, H, W); the network's own by default
+                   event_shape: tuple[int, ...] | None = None,
+                   none: int | None = None   # the label that stands for none, if there is one
                   ) -> Diffusion:
     """The model of a network of diffusers; `len(scheduler) - 1` steps are its own chain. Raises
     ValueError for schedulers and networks that are no chain of Gaussian steps on images."""
@@ -157,9 +164,11 @@ def from_diffusers(unet: nn.Module,          # UNet2DModel, or what is called al
         size = config.sample_size
         if size is None: raise ValueError("unet has no sample_size: pass event_shape=(C, H, W)")
         event_shape = (config.in_channels, *((size, size) if isinstance(size, int) else size))
+    classes = getattr(config, 'num_class_embeds', None) or 0
+    if none == classes - 1: classes -= 1
     def call(net, z, step, y): return net(z.to(net.dtype), step, class_labels=y, return_dict=False)[0]
     return from_network(unet, scheduler.alphas_cumprod, event_shape, vocab, prediction,
-                        getattr(config, 'num_class_embeds', None) or 0, call)
+                        classes, none, call)
 
 # %% ../nbs/21_foreign.ipynb #aae8bf68
 def from_edm(net: nn.Module,            # net(x + sigma eps, sigma) or, with labels, with one-hot ones
@@ -167,7 +176,8 @@ def from_edm(net: nn.Module,            # net(x + sigma eps, sigma) or, with lab
              vocab: int | None = 256,   # number of levels; None for real data in [-1, 1]
              sigma_min: float = 0.002,  # smallest noise of its training
              sigma_max: float = 80.,    # largest
-             classes: int | None = None # labels it was trained with; the network's own by default
+             classes: int | None = None, # labels it was trained with; the network's own by default
+             unlabelled: bool = False   # was it trained without labels, too, told by zeros?
             ) -> Diffusion:
     """The model of a network with EDM's preconditioning (Karras et al. 2022). Raises ValueError for
     noise out of order and shapes that the network cannot take."""
@@ -181,10 +191,11 @@ def from_edm(net: nn.Module,            # net(x + sigma eps, sigma) or, with lab
     classes = getattr(net, 'label_dim', 0) if classes is None else classes
     def call(net, noisy, level, y):
         if y is None: return net(noisy, level)
-        return net(noisy, level, nn.functional.one_hot(y, classes).to(noisy.dtype))
+        return net(noisy, level, nn.functional.one_hot(y, classes + 1)[:, :-1].to(noisy.dtype))
     scale = _other_scale(vocab)
     deviation = lambda level: torch.exp(level / 2)
-    inside = _Elsewhere(net, call, deviation, scale, 'x', classes, scaled=False)
+    inside = _Elsewhere(net, call, deviation, scale, 'x', classes, classes if unlabelled else None,
+                        scaled=False)
     ends = (2 * math.log(s / scale) for s in (sigma_min, sigma_max))
     return _adopted(inside, Linear(*ends), tuple(event_shape), vocab)
 
@@ -193,7 +204,8 @@ def from_adm(net: nn.Module,                # net(z, step) or, with classes, net
              event_shape: tuple[int, ...],  # (C, H, W)
              vocab: int | None = 256,       # number of levels; None for real data in [-1, 1]
              betas: Tensor | None = None,   # (T,); DDPM's by default, 0.0001 to 0.02 in 1000 steps
-             classes: int = 0               # labels 0..classes-1 that it was trained with
+             classes: int = 0,              # labels 0..classes-1 that it was trained with
+             none: int | None = None        # what it was told where labels were left out
             ) -> Diffusion:
     """The model of a network that answers with noise and variance (Dhariwal and Nichol 2021). Raises
     ValueError for betas outside (0, 1) and shapes that the network cannot take."""
@@ -202,7 +214,7 @@ def from_adm(net: nn.Module,                # net(z, step) or, with classes, net
     if not ((betas > 0) & (betas < 1)).all():
         raise ValueError(f"betas run from {betas.min():g} to {betas.max():g}: "
                          "they are shares of variance, inside (0, 1)")
-    return from_network(net, (1 - betas.double()).cumprod(0), event_shape, vocab, 'eps', classes)
+    return from_network(net, (1 - betas.double()).cumprod(0), event_shape, vocab, 'eps', classes, none)
 
 # %% ../nbs/21_foreign.ipynb #c703f220
 def _started_at(model: Diffusion,
@@ -210,7 +222,8 @@ def _started_at(model: Diffusion,
               ) -> Diffusion:
     "The same network with a straight schedule from gamma_0; raises ValueError unless below its end."
     line = Linear(gamma_0, model.schedule.ends()[1])
-    return Diffusion(model.net, line, model.codec, model.event_shape).to(**model.options).eval()
+    moved = Diffusion(model.net, line, model.codec, model.event_shape)
+    return moved.to(**model.options).eval()
 
 def best_start(model: Diffusion,
                x: Tensor, # training images (B, *event)
@@ -242,11 +255,12 @@ def _flat(tree: Any, path: str = '') -> dict[str, Any]:
     "The ends of a tree by their path, with slashes; arrays in parts are put together."
     if not isinstance(tree, dict): return {path: tree}
     if '__msgpack_chunked_array__' in tree:
-        parts, shape = ([tree[name][str(i)] for i in range(len(tree[name]))]
-                        for name in ('chunks', 'shape'))
-        return {path: torch.cat(parts).reshape(shape)}
-    return {end: v for name, branch in tree.items()
-            for end, v in _flat(branch, f'{path}/{name}' if path else str(name)).items()}
+        numbered = lambda name: [tree[name][str(i)] for i in range(len(tree[name]))]
+        return {path: torch.cat(numbered('chunks')).reshape(numbered('shape'))}
+    ends = {}
+    for name, branch in tree.items():
+        ends |= _flat(branch, f'{path}/{name}' if path else str(name))
+    return ends
 
 def _read_flax(file: str | Path) -> dict[str, Tensor]:
     """Arrays of a checkpoint of Flax by path. Raises FileNotFoundError, ValueError for a file that
@@ -265,18 +279,23 @@ def _layer(arrays: dict[str, Tensor], # by path; what is used is taken out
            path: str) -> dict[str, Tensor]: # weight and bias, as torch has them
     "A layer of Flax; nothing if it is not there."
     names = dict(kernel='weight', scale='weight', bias='bias')
-    found = {ours: arrays.pop(f'{path}/{theirs}') for theirs, ours in names.items()
-             if f'{path}/{theirs}' in arrays}
     order = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
-    return {k: v.permute(order[v.ndim]).contiguous() for k, v in found.items()}
+    found = {}
+    for theirs, ours in names.items():
+        v = arrays.pop(f'{path}/{theirs}', None)
+        if v is not None: found[ours] = v.permute(order[v.ndim]).contiguous()
+    return found
 
 def _parts(arrays: dict[str, Tensor], path: str,
            ours: str,            # name of the module that they become
            names: dict[str, str] # of its layers, by ours
           ) -> dict[str, Tensor]:
     "Several layers of one module of Flax."
-    return {f'{ours}.{name}.{k}': v for name, theirs in names.items()
-            for k, v in _layer(arrays, f'{path}/{theirs}').items()}
+    found = {}
+    for name, theirs in names.items():
+        layer = _layer(arrays, f'{path}/{theirs}')
+        found |= {f'{ours}.{name}.{k}': v for k, v in layer.items()}
+    return found
 
 def _pixelwise(v: Tensor) -> Tensor:
     "The weight of a dense layer as that of a 1x1 convolution."
@@ -287,8 +306,9 @@ def _reordered(weight: Tensor, # of the first convolution, (out, seen, 3, 3)
                channels: int   # of the image
               ) -> Tensor:
     "Inputs in the order of our Fourier features."
-    waves = weight[:, channels:].unflatten(1, (2, channels, -1)).transpose(2, 3).flatten(1, 3)
-    return torch.cat([weight[:, :channels], waves], 1)
+    waves = weight[:, channels:].unflatten(1, (2, channels, -1))
+    ours = waves.transpose(2, 3).flatten(1, 3)
+    return torch.cat([weight[:, :channels], ours], 1)
 
 def _block(arrays: dict[str, Tensor], path: str, ours: str) -> dict[str, Tensor]:
     "A residual block."
@@ -310,7 +330,8 @@ def _attention(arrays: dict[str, Tensor], path: str, ours: str) -> dict[str, Ten
 # %% ../nbs/21_foreign.ipynb #e83d584c
 def _count(arrays: dict[str, Tensor], start: str) -> int:
     "How many numbered modules there are of a name."
-    return len({path.split('/')[1] for path in arrays if path.startswith(start)})
+    found = [path for path in arrays if path.startswith(start)]
+    return len({path.split('/')[1] for path in found})
 
 # %% ../nbs/21_foreign.ipynb #23237811
 def _network(arrays: dict[str, Tensor],
@@ -386,10 +407,10 @@ def _sizes(arrays: dict[str, Tensor]) -> tuple[str, dict[str, Any]]: # system, a
 
 def _described(arrays: dict[str, Tensor]) -> str:
     "What there is, in a line: the first names and how many follow."
-    parts = {}
-    for path in arrays: parts.setdefault('/'.join(path.split('/')[:2]), len(parts))
+    if not arrays: return 'no arrays'
+    parts = dict.fromkeys('/'.join(path.split('/')[:2]) for path in arrays) # each once, in order
     shown = ', '.join([*parts][:12])
-    return f'{len(arrays)} arrays: {shown}' + ', ...' * (len(parts) > 12) if arrays else 'no arrays'
+    return f'{len(arrays)} arrays: {shown}' + ', ...' * (len(parts) > 12)
 
 # %% ../nbs/21_foreign.ipynb #6afc5e07
 def _configured(system: str, sizes: dict[str, Any], preset: str | None,

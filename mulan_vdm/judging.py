@@ -125,8 +125,11 @@ def kernel(real: Tensor, # features (N, d)
           ) -> Tensor:
     "Unbiased kernel distance of two sets of features, @eq-kid."
     gram = lambda a, b: (a.double() @ b.double().T / a.shape[1] + 1)**3
-    within = lambda k: (k.sum() - k.diagonal().sum()) / (len(k) * (len(k) - 1))
-    return within(gram(real, real)) + within(gram(drawn, drawn)) - 2 * gram(real, drawn).mean()
+    def within(a: Tensor) -> Tensor: # the mean over pairs of two images
+        k = gram(a, a)
+        return (k.sum() - k.diagonal().sum()) / (len(k) * (len(k) - 1))
+    between = gram(real, drawn).mean()
+    return within(real) + within(drawn) - 2 * between
 
 # %% ../nbs/18_judging.ipynb #92278f56
 def jackknife(score: Callable[[Tensor, Tensor], Tensor], # of two sets
@@ -142,9 +145,10 @@ def jackknife(score: Callable[[Tensor, Tensor], Tensor], # of two sets
     mixed = lambda a: a[torch.randperm(len(a), generator=torch.Generator().manual_seed(0))]
     without = lambda a, g: a[torch.arange(len(a)) % groups != g]
     real, drawn = mixed(real), mixed(drawn) # images may come sorted by class
-    left_out = [[score(real, without(drawn, g)) for g in range(groups)],
-                [score(without(real, g), drawn) for g in range(groups)]]
-    variance = torch.tensor(left_out).var(1, unbiased=False).sum() * (groups - 1)
+    of_drawn = [score(real, without(drawn, g)) for g in range(groups)]
+    of_real = [score(without(real, g), drawn) for g in range(groups)]
+    spread = torch.tensor([of_drawn, of_real]).var(1, unbiased=False)
+    variance = spread.sum() * (groups - 1)
     return score(real, drawn).item(), variance.sqrt().item()
 
 # %% ../nbs/18_judging.ipynb #ddc5ed40
@@ -171,13 +175,15 @@ def sample_scores(judge: Judge, # of the same data set
     chosen = torch.randperm(len(data.train.x), generator=torch.Generator().manual_seed(0))[:most]
     real = in_batches(judge, data.train.x[chosen]).double()
     scores = dict(real_n=len(real))
-    for tail, x in (('', drawn), ('test_', data.test.some(min(len(drawn), len(data.test.x))).x)):
+    known = data.test.some(min(len(drawn), len(data.test.x))).x
+    for tail, x in (('', drawn), ('test_', known)):
         features = in_batches(judge, x).double()
         scores[f'{tail}fid'] = list(jackknife(_frechet, real, features))
         scores[f'{tail}kid'] = list(jackknife(kernel, real, features))
         scores[f'{tail}n'] = len(x)
     if y is not None:
-        right = (in_batches(judge.logits, drawn).argmax(1) == y).double().mean().item()
+        labels = in_batches(judge.logits, drawn).argmax(1)
+        right = (labels == y).double().mean().item()
         scores['agreement'] = [right, math.sqrt(right * (1 - right) / len(y))]
     return scores
 
@@ -200,5 +206,6 @@ def atypical(bits: Tensor, # bits/dim of images (N,)
 def coder_bits(x: Tensor # integer images of up to 256 levels (N, *event)
               ) -> Tensor: # (N,)
     "Bits/dim of every image as DEFLATE packs it, by itself: how simple it is."
-    packed = [len(zlib.compress(image.numpy().tobytes(), 9)) for image in x.byte().cpu()]
-    return torch.tensor(packed) * 8. / x[0].numel()
+    contents = [image.numpy().tobytes() for image in x.byte().cpu()]
+    size = torch.tensor([len(zlib.compress(content, 9)) for content in contents])
+    return size * 8. / x[0].numel()

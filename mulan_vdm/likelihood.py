@@ -56,7 +56,8 @@ def _probes(trace: str, n: int, like: Tensor, rows: Rows) -> Tensor | None: # (K
     "Entries of mean zero and variance one for examples like (K, *event); None for the exact trace."
     if trace == 'exact': return None
     how = dict(dtype=torch.float64, device=like.device)
-    return traces[trace](rows.randn(len(like), n, *like.shape[1:], **how)).to(like)
+    normal = rows.randn(len(like), n, *like.shape[1:], **how)
+    return traces[trace](normal).to(like)
 
 # %% ../nbs/17_likelihood.ipynb #cdba1449
 def _dequantize(middle: Tensor, gamma_0: Tensor, vocab: int | Tensor | None, dequantization: str,
@@ -157,7 +158,8 @@ def _check_options(n: int, dims: int, draws: int, trace: str, probes: int, dequa
 # %% ../nbs/17_likelihood.ipynb #ba69da02
 def _joined(starts: list[_Start]) -> _Start:
     "Draws of several images, one image after another."
-    return _Start(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*starts)))
+    joined = [None if parts[0] is None else torch.cat(parts) for parts in zip(*starts)]
+    return _Start(*joined)
 
 # %% ../nbs/17_likelihood.ipynb #8c45db29
 def _follow(model: Diffusion,
@@ -204,11 +206,22 @@ def _solver_error(found: Evaluation,
                  ) -> dict[str, float | None]: # JSON-ready
     "What a tenth of the tolerance changes, on average and at most, bits/dim; None if not to be had."
     i = _spread(len(found.bpd), checked)
+    finer = tolerance / 10
     gap = torch.tensor([math.nan])
     with contextlib.suppress(FloatingPointError): # the finer solver did not arrive
-        if len(i) and tolerance / 10 > 8 * eps: gap = found.bpd[i] - solved(i, tolerance / 10).bpd
+        if len(i) and finer > 8 * eps: gap = found.bpd[i] - solved(i, finer).bpd
     if gap.isnan().any(): return dict(solver=None, solver_max=None)
     return dict(solver=gap.mean().item(), solver_max=gap.abs().max().item())
+
+# %% ../nbs/17_likelihood.ipynb #493fcf40
+def _check_solving(device: torch.device, batch_size: int, tolerance: float, max_steps: int) -> None:
+    "Raises ValueError for what the solver cannot do, and warns of an error that nobody sees."
+    if batch_size < 1: raise ValueError(f"batch_size={batch_size}: pass at least 1")
+    check_solver(tolerance, max_steps)
+    check_double(device)
+    if tolerance > 1e-4:
+        warnings.warn(f"tolerance={tolerance:g} may flatter: the error of the solver is in no "
+                      "error bar; take 1e-4 or less", stacklevel=4)
 
 # %% ../nbs/17_likelihood.ipynb #8497add3
 @torch.no_grad()
@@ -233,14 +246,9 @@ def ode_evaluate(model: Diffusion,      # usually the averaged one
     make no sense, FloatingPointError if the solver fails or a number is not finite."""
     dims = math.prod(model.event_shape)
     _check_options(len(x), dims, draws, trace, probes, dequantization, importance, exact_limit)
-    if batch_size < 1: raise ValueError(f"batch_size={batch_size}: pass at least 1")
-    check_solver(tolerance, max_steps)
-    check_double(model.reference.device)
+    _check_solving(model.reference.device, batch_size, tolerance, max_steps)
     model.check(x)
     check_labels(model, y, len(x))
-    if tolerance > 1e-4:
-        warnings.warn(f"tolerance={tolerance:g} may flatter: the error of the solver is in no "
-                      "error bar; take 1e-4 or less", stacklevel=3)
     device = generator.device if generator else 'cpu'
     seeds = torch.randint(2**62, (len(x),), generator=generator, device=device)
     def solved(i: Tensor, tolerance: float, title: str = '') -> Evaluation: # of images i
@@ -268,9 +276,12 @@ def log_prob(self: Diffusion,
              **kwargs # of `evaluate` or `ode_evaluate`: seed, T, batch_size, tolerance, ...
             ) -> Tensor: # nats (*shape,), without gradient
     "An estimate of log p(x), on average a lower bound, @eq-log-prob. Raises what the method raises."
-    estimate, usual = choose('method', method, dict(bound=(evaluate, 32), ode=(ode_evaluate, 1)))
-    shape = x.shape[:max(0, x.ndim - len(self.event_shape))]
-    images = x.reshape(-1, *x.shape[len(shape):])
+    methods = dict(bound=(evaluate, 32), ode=(ode_evaluate, 1))
+    estimate, usual = choose('method', method, methods)
+    axes = max(0, x.ndim - len(self.event_shape)) # of the sample
+    shape = x.shape[:axes]
+    images = x.reshape(-1, *x.shape[axes:])
     labels = None if y is None else y.reshape(-1)
     found = estimate(self, images, draws=draws or usual, y=labels, **kwargs)
-    return -found.bpd.reshape(shape) * math.prod(self.event_shape) * math.log(2)
+    bpd = found.bpd.reshape(shape)
+    return -bpd * math.prod(self.event_shape) * math.log(2)

@@ -48,7 +48,8 @@ def _tile(x: Tensor,       # integer images (N, C, H, W), C = 1 or 3
     n, _, h, w = x.shape
     rows = math.ceil(n / columns)
     canvas = torch.ones(rows * (h + 1) + 1, columns * (w + 1) + 1, 3)
-    for i, image in enumerate(x.float().cpu() / (torch.tensor(vocab) - 1)):
+    light = x.float().cpu() / (torch.tensor(vocab) - 1)
+    for i, image in enumerate(light):
         row, column = divmod(i, columns)
         top, left = 1 + row * (h + 1), 1 + column * (w + 1)
         canvas[top:top + h, left:left + w] = image.permute(1, 2, 0)
@@ -99,7 +100,8 @@ def _row_height(x: Tensor) -> float: # what `_show` shows
     "Inches of a row of images that fill eight inches, at most one high, and its name."
     if x.ndim < 4: return 2.5
     n, _, h, w = _slices(x).shape
-    return 0.21 + min(1., 7.9 * (h + 2) / (n * (w + 1) + 1))
+    inch = 7.9 / (n * (w + 1) + 1) # of a pixel
+    return 0.21 + min(1., inch * (h + 2))
 
 # %% ../nbs/22_plots.ipynb #309ded04
 def plot_rows(rows: dict[str, tuple[Tensor, int | None]] # name: images or points, levels
@@ -151,7 +153,8 @@ def _over_time(schedule: Schedule,
     at = t.reshape(-1, *[1] * event_ndim)
     latents = [None] if w is None else [v.expand(len(t), *w.shape[1:]) for v in w.split(1)]
     pairs = [gamma_and_slope(schedule, at, v) for v in latents]
-    gamma, slope = (torch.cat([v.flatten(1) for v in found], 1).cpu() for found in zip(*pairs))
+    side_by_side = lambda found: torch.cat([v.flatten(1) for v in found], 1).cpu()
+    gamma, slope = map(side_by_side, zip(*pairs))
     return t.cpu(), gamma, slope
 
 # %% ../nbs/22_plots.ipynb #51b31a6c
@@ -401,7 +404,8 @@ def _noised(x: Tensor,     # one image (C, H, W) coded to [-1, 1]
     "z_t as a picture: what lies outside [-1, 1] is cut off."
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
     z = alpha(gamma) * x + sigma(gamma) * noise
-    return (z.clamp(-1, 1).add(1) / 2).expand(3, -1, -1).permute(1, 2, 0)
+    light = (z.clamp(-1, 1) + 1) / 2
+    return light.expand(3, -1, -1).permute(1, 2, 0)
 
 # %% ../nbs/22_plots.ipynb #67a7c226
 def _show_noised(axes: Iterable,          # of a figure
@@ -425,8 +429,10 @@ def _show_times(axes: Iterable,       # of a figure
                 times: Sequence[float], seed: int) -> None:
     "An image at each time, with alpha and sigma written above."
     gammas = [schedule(torch.full((1, 1, 1), t)) for t in times]
-    titles = [f't = {t:g}\nα {alpha(g).mean():.2f}\nσ {sigma(g).mean():.2f}'
-              for t, g in zip(times, gammas)]
+    titles = []
+    for t, gamma in zip(times, gammas):
+        signal, noise = alpha(gamma).mean(), sigma(gamma).mean()
+        titles.append(f't = {t:g}\nα {signal:.2f}\nσ {noise:.2f}')
     _show_noised(axes, x, gammas, titles, seed)
 
 # %% ../nbs/22_plots.ipynb #21e790cf
@@ -607,7 +613,8 @@ def _decoded(model: Diffusion,
     "Images of points in the space of w."
     at = axes.center.new_zeros(len(z_1), len(axes.spread))
     at[:, :c.shape[1]] = c
-    return model.decode(axes.at(at).to(model.reference), steps, z_1=z_1).cpu()
+    w = axes.at(at).to(model.reference)
+    return model.decode(w, steps, z_1=z_1).cpu()
 
 # %% ../nbs/22_plots.ipynb #f335c357
 def traversals(model: Diffusion,    # with a Gaussian latent
@@ -689,7 +696,8 @@ def explore_latent(model: Diffusion,    # with a Gaussian latent of images
     widgets = extra('ipywidgets', 'notebook')
     z_1 = _fixed_noise(model, n, seed)
     def draw(**c):
-        images = _decoded(model, axes, torch.tensor([list(c.values())]), z_1, steps)
+        at = torch.tensor([list(c.values())])
+        images = _decoded(model, axes, at, z_1, steps)
         return plot_images(images, model.codec.vocab, min(n, 8), scale=2. if n == 1 else 0.6)
     names = [f'direction {i + 1}' for i in range(min(directions, len(axes.spread)))]
     sliders = {name: widgets.FloatSlider(0., min=-3., max=3., step=0.25, continuous_update=False)

@@ -30,8 +30,9 @@ def report(self: Probes,
            strata: Tensor | None = None # class of each test image
           ) -> dict: # JSON-ready
     "Accuracies as [mean, se], and the cluster scores."
-    accuracies = {name: list(mean_se(getattr(self, name), strata)) for name in self._fields[:2]}
-    return dict(accuracies, nmi=self.nmi, ari=self.ari, n=len(self.linear))
+    accuracies = dict(linear=self.linear, neighbours=self.neighbours)
+    found = {name: list(mean_se(right, strata)) for name, right in accuracies.items()}
+    return dict(found, nmi=self.nmi, ari=self.ari, n=len(self.linear))
 
 # %% ../nbs/19_probing.ipynb #97c7e10f
 def _standardized(train: Tensor, # features (N, D)
@@ -77,7 +78,8 @@ def describe(data: Data,
              features: Callable[[Tensor], Tensor] # of integer images
             ) -> tuple[Split, Split]: # features and labels, train and test
     "Features of all images of a data set, with their labels."
-    return tuple(Split(in_batches(features, side.x), side.y) for side in (data.train, data.test))
+    of = lambda side: Split(in_batches(features, side.x), side.y)
+    return of(data.train), of(data.test)
 
 # %% ../nbs/19_probing.ipynb #7515f02f
 class Axes(NamedTuple):
@@ -108,8 +110,10 @@ def principal(x: Tensor, # (N, D)
                          f"{min(x.shape)} principal directions")
     center = x.mean(0)
     _, spread, v = torch.linalg.svd(x - center, full_matrices=False)
-    largest = v[:d].gather(1, v[:d].abs().argmax(1, keepdim=True))
-    return Axes(center, v[:d] * largest.sign(), spread[:d] / math.sqrt(len(x) - 1))
+    first = v[:d]
+    place = first.abs().argmax(1, keepdim=True)
+    sign = first.gather(1, place).sign()
+    return Axes(center, first * sign, spread[:d] / math.sqrt(len(x) - 1))
 
 # %% ../nbs/19_probing.ipynb #97e7a263
 def information(mean: Tensor, # of q(w|x), Gaussian, for each image (N, d)
@@ -123,9 +127,12 @@ def information(mean: Tensor, # of q(w|x), Gaussian, for each image (N, d)
     volume = std.log().sum(1)
     precision = std**-2
     pull = mean * precision
+    offset = (mean * pull).sum(1)
     def log_q(w: Tensor) -> Tensor: # log q(w|x_m) without constants (n, N)
-        return w @ pull.T - (w.square() @ precision.T + (mean * pull).sum(1)) / 2 - volume
-    mixture = torch.cat([log_q(part).logsumexp(1) for part in w.split(1000)]) - math.log(len(w))
+        squares = w.square() @ precision.T + offset
+        return w @ pull.T - squares / 2 - volume
+    sums = [log_q(part).logsumexp(1) for part in w.split(1000)]
+    mixture = torch.cat(sums) - math.log(len(w))
     own = -0.5 * ((w - mean) / std).square().sum(1) - volume
     return mean_se(own - mixture)
 

@@ -9,6 +9,7 @@ __all__ = ['Result', 'evaluate_run', 'sample_run', 'encode_run', 'probe_run', 'e
 # %% ../nbs/23_reports.ipynb #b0cde917
 import contextlib
 import csv
+import inspect
 import math
 import numpy as np
 import os
@@ -21,10 +22,11 @@ import zipfile
 from fastcore.basics import AttrDict
 from fastcore.meta import delegates
 from functools import partial
+from matplotlib.figure import Figure
 from pathlib import Path
 from PIL import Image
 from torch import Tensor
-from typing import Iterator, Sequence
+from typing import Callable, Iterator, Sequence
 from ._needs import extra
 from .schedules import choose
 from .processes import device, first_process, processes, Rows, seeded
@@ -56,7 +58,9 @@ class Result(AttrDict):
 # %% ../nbs/23_reports.ipynb #e765c024
 def _with_error(pair: list[float], form: str) -> str: # like '9.4f'
     "A figure and its standard error, with equally many digits."
-    return f'{pair[0]:{form}} ± {pair[1]:.{form[-2:]}}'
+    value, error = pair
+    digits = form[-2:]
+    return f'{value:{form}} ± {error:.{digits}}'
 
 # %% ../nbs/23_reports.ipynb #bc4b2333
 def against_guessing(bpd: float, vocab: int | list | None) -> str:
@@ -66,13 +70,16 @@ def against_guessing(bpd: float, vocab: int | list | None) -> str:
     return f' (knowing nothing costs {guessing_bits(vocab):.3f}: {levels} levels, each as likely)'
 
 # %% ../nbs/23_reports.ipynb #af1e61d4
+def _numbered(model: Diffusion) -> Rows:
+    "Random numbers that are the same every time."
+    return Rows(torch.Generator(model.reference.device).manual_seed(0))
+
 @torch.no_grad()
 def _noise_left(model: Diffusion # of integers
               ) -> float:
     "Noise at the clean end in levels, @eq-noise-in-levels, the mean over pixels and 16 latents."
-    like = model.reference
-    w = model.latent.prior(16, Rows(torch.Generator(like.device).manual_seed(0)))
-    gamma = model.gamma(like.new_zeros(16), w)
+    w = model.latent.prior(16, _numbered(model))
+    gamma = model.gamma(model.reference.new_zeros(16), w)
     return most_levels(model.codec.vocab) / 2 * (gamma / 2).exp().mean().item()
 
 def noise_warning(model: Diffusion) -> str:
@@ -150,11 +157,12 @@ def draw_run(run: str | Path, # run folder
              data: Data | None = None # that of the run, if it is loaded already
             ) -> list[Path]: # the pictures
     "Pictures of a trained run: schedule.png, metrics.png, and pixels.png for a schedule per pixel."
-    run, data = Run(run), data or Run(run).data()
+    run = Run(run)
+    data = data or run.data()
     model = run.model().to(device())
     x = data.train.x[:6].to(device())
-    rows = Rows(torch.Generator(x.device).manual_seed(0))
-    with torch.no_grad(): w, _ = model.latent(model.codec.encode(x, model.reference.dtype), rows)
+    coded = model.codec.encode(x, model.reference.dtype)
+    with torch.no_grad(): w, _ = model.latent(coded, _numbered(model))
     title = _subject(run.config)
     figures = dict(schedule=plot_schedule(model.schedule, w, len(data.event_shape), title),
                    metrics=plot_metrics(run.path, title=title))
@@ -213,10 +221,6 @@ _variances = dict(fixed=lambda run, model, x: fixed_variance, large=lambda run, 
                   learned=lambda run, model, x: _kept_variance(run, model))
 _step_grids = dict(time=lambda model, x, T: T,
                    best=lambda model, x, T: model.best_steps(x[:128], T, max(128, T), _numbered(model)))
-
-def _numbered(model: Diffusion) -> Rows:
-    "Random numbers that are the same every time."
-    return Rows(torch.Generator(model.reference.device).manual_seed(0))
 
 def _kept_variance(run: Run, model: Diffusion) -> Learned:
     "The run's learned variance, learned now if there is none. Raises ValueError without a folder."
@@ -295,21 +299,34 @@ def _check_method(method: str,
                                  "leave one of them out")
 
 # %% ../nbs/23_reports.ipynb #13c4df47
-def _check_choices(split: str, variance: str, grid: str, T: int | None) -> None:
+def _check_steps(T: int | None = None, # vlb: number of steps; continuous time by default
+                 grid: str = 'time', # of steps: even in time, or best, where they cost least
+                 # of a step back: fixed, large, matched to the errors, or learned
+                 variance: str = 'fixed') -> None:
     "Raises ValueError for unknown names, and for a choice of steps back without steps."
-    choose('split', split, _splits)
     choose('variance', variance, _variances)
     choose('grid', grid, _step_grids)
     if T is None and (variance, grid) != ('fixed', 'time'):
         raise ValueError(f"variance={variance} and grid={grid} are of steps back: pass their number T, or "
                          "leave both out")
 
-def _check_flow(given: dict # tolerance, trace, dequantization; None by default
-               ) -> None:
+def _check_flow(tolerance: float | None = None, # ode: error per step, 1e-4 by default
+                # ode: exact, or of probes, gaussian or, by default, rademacher
+                trace: str | None = None,
+                # ode: truncated_normal, the default, or uniform
+                dequantization: str | None = None) -> None:
     "Raises ValueError for options of the flow that cannot be."
+    given = dict(trace=trace, dequantization=dequantization)
     for name, known in dict(trace=traces, dequantization=dequantizations).items():
         if given[name] is not None: choose(name, given[name], known)
-    if given['tolerance'] is not None: check_solver(given['tolerance'], 1)
+    if tolerance is not None: check_solver(tolerance, 1)
+
+# %% ../nbs/23_reports.ipynb #2f2443e5
+def _check_draws(method: str, draws: int | None) -> None:
+    "Raises ValueError for draws of which no error can be made, and says what the flow needs."
+    if method == 'vlb' and draws is not None and draws < 2:
+        raise ValueError(f"draws={draws}: pass at least 2, of which an error can be made")
+    if method == 'ode': extra('torchode', 'flow')
 
 def _check_able(model: Diffusion, method: str, samples: int, even: bool | None) -> None:
     "Raises ValueError for what the bound of this model cannot have."
@@ -328,6 +345,28 @@ def _check_source(data: str | None, # name of another data set
 def _check_latent(model: Diffusion) -> None:
     "Raises ValueError for a model without a latent."
     if not model.latent.size: model.latent.moments(model.reference) # says so
+
+# %% ../nbs/23_reports.ipynb #874f1278
+def _own(function: Callable, given: dict) -> tuple[dict, dict]:
+    "Arguments of a function, its defaults where none are given; and what else is given."
+    parameters = inspect.signature(function).parameters
+    own = {name: given.get(name, p.default) for name, p in parameters.items()}
+    return own, {name: v for name, v in given.items() if name not in own}
+
+def _understood(method: str, draws: int | None, samples: int | None, even: bool | None,
+                data: str | None, split: str,
+                given: dict # steps, options of the flow, and how to load
+               ) -> tuple[dict, dict, dict]: # one after another
+    "What is asked for, in parts. Raises ValueError for what cannot be: before a run is opened."
+    steps, others = _own(_check_steps, given)
+    flow, source = _own(_check_flow, others)
+    _check_method(method, dict(flow, samples=samples, T=steps['T'], even=even))
+    choose('split', split, _splits)
+    _check_steps(**steps)
+    _check_flow(**flow)
+    _check_source(data, source)
+    _check_draws(method, draws)
+    return steps, flow, source
 
 # %% ../nbs/23_reports.ipynb #8ca4204f
 def _requantized(kinds: list[tuple[tuple, int | list | None]]) -> str: # of images and model: shape, levels
@@ -387,8 +426,27 @@ def _write_table(file: Path, found: Evaluation,
         rows.writerow(['image', 'label', 'bits/dim', 'std. error', *found.terms])
         rows.writerows(zip(*columns))
 
+# %% ../nbs/23_reports.ipynb #78e5be8e
+def _maps(model: Diffusion, images: Data, maps: int, draws: int | None, how: dict) -> Figure:
+    "The bits of every pixel of the first images."
+    y = how['y']
+    told = None if y is None else y[:maps]
+    return plot_bits(model, images.test.x[:maps], draws=draws or 256, **dict(how, y=told))
+
+def _kept(run: Run, found: Evaluation, report: dict, seconds: float) -> str: # what to print
+    "Writes the report of an evaluation of the run's own test images."
+    report['evaluation_seconds'] = round(seconds, 1)
+    kind = '' if report['method'] == 'vlb' else report['method']
+    return f'report: {run.write_report(report, kind, bpd=found.bpd, **found.terms)}'
+
 # %% ../nbs/23_reports.ipynb #7f9b8721
-@delegates(load, but=('name',))
+# docments follow one chain
+_check_flow.__delwrap__ = _check_steps
+_check_steps.__delwrap__ = load
+
+@delegates(_check_flow)
+@delegates(_check_steps, keep=True)
+@delegates(load, keep=True, but=('name',))
 def evaluate_run(run: str | Path, # run folder
                  method: str = 'vlb', # vlb, the variational bound; ode, the probability flow
                  # per image: times and noises of vlb, about 32,768 in all by default; paths of
@@ -397,16 +455,9 @@ def evaluate_run(run: str | Path, # run folder
                  samples: int | None = None, # vlb: latents per image for the K-draw bound; 1 by default
                  n: int | None = None, # how many images, chosen once and for all; all by default
                  batch_size: int = 128, # images per batch
-                 T: int | None = None, # vlb: number of steps; continuous time by default
-                 grid: str = 'time', # of steps: even in time, or best, where they cost least
-                 variance: str = 'fixed', # of a step back: fixed, large, matched to the errors, or learned
                  # vlb: noise levels even in log SNR, not the schedule's own? By default wherever one
                  # schedule serves all pixels
                  even: bool | None = None,
-                 tolerance: float | None = None, # ode: error per step, 1e-4 by default
-                 # ode: exact, or of probes, gaussian or, by default, rademacher
-                 trace: str | None = None,
-                 dequantization: str | None = None, # ode: truncated_normal, the default, or uniform
                  data: str | None = None, # name of other data; the run's own by default
                  split: str = 'test', # its side: test or train
                  labels: bool = False, # tell the network each image's label: the bound on -log p(x|y)?
@@ -418,46 +469,34 @@ def evaluate_run(run: str | Path, # run folder
     """Likelihood of images in bits/dim, every image once, with standard errors. For the run's own test
     images writes report.json and per_image.npz (vlb), or report_ode.json and per_image_ode.npz; with
     maps bits.png."""
-    options = dict(tolerance=tolerance, trace=trace, dequantization=dequantization)
-    _check_method(method, dict(options, samples=samples, T=T, even=even))
-    _check_choices(split, variance, grid, T)
-    _check_flow(options)
-    _check_source(data, kwargs)
-    if method == 'vlb' and draws is not None and draws < 2:
-        raise ValueError(f"draws={draws}: pass at least 2, of which an error can be made")
-    if method == 'ode': extra('torchode', 'flow')
+    steps, flow, source = _understood(method, draws, samples, even, data, split, kwargs)
     if table: table = _new_file('table', table, '.csv')
-    run, model, _, steps = _opened(run)
+    run, model, _, trained = _opened(run)
     _check_able(model, method, samples or 1, even)
     start = time.time()
-    whole = _images(run, model, data, kwargs)
+    whole = _images(run, model, data, source)
     images, places = _chosen(whole, split, n)
-    report = dict(_about(run, whole), split=split, method=method, seed=seed, steps=steps)
-    how = dict(seed=seed, batch_size=batch_size, progress=progress)
-    if labels:
-        how['y'] = _told(model, whole, split)[places]
-        report['labels'] = True
+    y = _told(model, whole, split)[places] if labels else None
+    report = dict(_about(run, whole), split=split, method=method, seed=seed, steps=trained)
+    if labels: report['labels'] = True
     model = model.to(device())
-    shown = maps and plot_bits(model, images.test.x[:maps], draws=draws or 256,
-                               **{**how, 'y': how['y'][:maps] if labels else None})
-    chosen = _chosen_steps(run, model, whole, report, T, variance, grid)
+    how = dict(y=y, seed=seed, batch_size=batch_size, progress=progress)
+    shown = _maps(model, images, maps, draws, how) if maps else None
     if method == 'vlb':
+        chosen = _chosen_steps(run, model, whole, report, **steps)
         found, said = _bound(model, images, report, draws, samples or 1, chosen, even, **how)
-    else:
-        found, said = _flow(model, images, report, draws, None, options=options, **how)
-    found = _Reported(*found)
+    else: found, said = _flow(model, images, report, draws, None, options=flow, **how)
     told = ', told their labels' * labels
-    found.text = f'{whole.name}, {split} split, {len(found.bpd)} images{told}, {said}'
-    found.text += _remarks(model, found.bpd.mean().item())
-    if not first_process(): return found
-    if table:
-        _write_table(table, found, places, getattr(whole, split).y)
-        found.text += f'\ntable: {table}'
-    if shown: found.text += f'\npicture: {run.write_picture("bits", shown)}'
-    if (data, split) != (None, 'test'): return found
-    report['evaluation_seconds'] = round(time.time() - start, 1)
-    kind = '' if method == 'vlb' else method
-    found.text += f'\nreport: {run.write_report(report, kind, bpd=found.bpd, **found.terms)}'
+    said = f'{whole.name}, {split} split, {len(found.bpd)} images{told}, {said}'
+    lines = [said + _remarks(model, found.bpd.mean().item())]
+    if first_process():
+        if table:
+            _write_table(table, found, places, getattr(whole, split).y)
+            lines.append(f'table: {table}')
+        if shown: lines.append(f'picture: {run.write_picture("bits", shown)}')
+        if data is None and split == 'test': lines.append(_kept(run, found, report, time.time() - start))
+    found = _Reported(*found)
+    found.text = '\n'.join(lines)
     return found
 
 # %% ../nbs/23_reports.ipynb #4e93940c
@@ -534,11 +573,38 @@ def _to_fill(model: Diffusion, given: str | None, mask: str | None
         raise ValueError(f"{one} alone: given and mask go together, name a picture and one that is "
                          "white where to draw")
     if given is None: return None
+    if model.codec.vocab is None:
+        raise ValueError(f"given='{given}': the run's data are real numbers and a picture has levels: "
+                         "fill them in Python, by inpaint")
     channels, *sides = model.event_shape
     levels = _picture('given', given, model.event_shape).long() * model.codec.vocab // 256
     return levels[None], (_picture('mask', mask, (1, *sides)) >= 128).expand(channels, *sides)
 
+# %% ../nbs/23_reports.ipynb #3e31c817
+def _drawing(model: Diffusion,
+             given: str | None = None, # picture whose other pixels are to be drawn
+             mask: str | None = None, # with given: picture, white where pixels are to be drawn
+             fill: str = 'repeat', # with given: repeat the steps, or guide them by the network's slope
+             repeats: int | None = None # of a step, 8 by default; of guide's solver, 1 by default
+            ) -> Callable[..., Tensor]: # of the other arguments of `sample`
+    "What draws: whole images, or what is not given. Raises ValueError for pictures that do not fit."
+    filled = _to_fill(model, given, mask)
+    if filled is None: return partial(sample, model)
+    return partial(inpaint, model, *filled, fill=fill, repeats=repeats)
+
+def _scored(run: Run,
+            found: Result, # the samples; gets the report
+            how: dict,     # they were drawn
+            progress: bool) -> str: # what to print
+    "Judges samples by a classifier trained on the data, and writes the report."
+    data = run.data()
+    scores = sample_scores(train_judge(data, progress=progress), data, found.x, found.y)
+    found.report = dict(scores, **how, data=data.name, release=data.release,
+                        judge='classifier trained on the training images, seed 0, 600 steps')
+    return f"{_verdict(found.report)}\nreport: {run.write_report(found.report, 'samples')}"
+
 # %% ../nbs/23_reports.ipynb #a6233255
+@delegates(_drawing, but=('model',))
 def sample_run(run: str | Path, # run folder
                n: int = 64, # number of samples
                steps: int = 250, # reverse steps
@@ -555,14 +621,10 @@ def sample_run(run: str | Path, # run folder
                # file of `mulan-vdm encode`: decode the means of its first n images instead of
                # drawing w
                latents: str | None = None,
-               given: str | None = None, # picture whose other pixels are to be drawn
-               mask: str | None = None, # with given: picture, white where pixels are to be drawn
-               fill: str = 'repeat', # with given: repeat the steps, or guide them by the network's slope
-               repeats: int | None = None, # of a step, 8 by default; of guide's solver, 1 by default
                seed: int = 0, # of all noise
                batch_size: int = 64, # samples per call of the network; does not change them
-               progress: bool = False # show a progress bar?
-              ) -> Result: # x, y, and report with score
+               progress: bool = False, # show a progress bar?
+               **kwargs) -> Result: # x, y, and report with score
     """Draw samples with the averaged weights; writes samples.png and samples.npy, and with
     score report_samples.json."""
     choose('step', step, samplers)
@@ -572,8 +634,9 @@ def sample_run(run: str | Path, # run folder
     run, model, config, trained = _opened(run)
     w = None if latents is None else _read_latents(latents, model.latent.size)[:n]
     n = n if w is None else len(w)
-    if given and score: raise ValueError("score=True is of samples of the whole image: leave it or given out")
-    filled = _to_fill(model, given, mask)
+    if score and kwargs.get('given'):
+        raise ValueError("score=True is of samples of the whole image: leave it or given out")
+    draw = _drawing(model, **kwargs)
     y = _labels(model, n, label)
     if y is None and guidance != 1:
         raise ValueError(f"guidance={guidance}: the run was trained without classes; leave it out")
@@ -582,7 +645,6 @@ def sample_run(run: str | Path, # run folder
     told = {name: v if v is None else v.to(device()) for name, v in dict(w=w, y=y).items()}
     how = dict(steps=steps, step=step, grid=grid, guidance=guidance, clip=clip, clean=clean)
     generator = torch.Generator(device()).manual_seed(seed)
-    draw = partial(inpaint, model, *filled, fill=fill, repeats=repeats) if filled else partial(sample, model)
     model.to(device())
     x = draw(n=n, generator=generator, batch_size=batch_size, progress=progress, **told, **how).cpu()
     seconds = time.time() - start
@@ -596,12 +658,7 @@ def sample_run(run: str | Path, # run folder
                   f"array: {run.write_samples(x)}")
     if score:
         how.update(label=label, seed=seed, trained=trained, seconds=round(seconds, 1))
-        data = run.data()
-        scores = sample_scores(train_judge(data, progress=progress), data, x, y)
-        found.report = dict(scores, **how, data=data.name, release=data.release,
-                            judge='classifier trained on the training images, seed 0, 600 steps')
-        place = run.write_report(found.report, 'samples')
-        found.text += f'\n{_verdict(found.report)}\nreport: {place}'
+        found.text += f'\n{_scored(run, found, how, progress)}'
     return found
 
 # %% ../nbs/23_reports.ipynb #308e45ca
@@ -609,7 +666,8 @@ def _moments(model: Diffusion,
              x: Tensor, # integers (N, *event)
              batch_size: int = 500) -> Tensor: # (N, 2, d)
     "Mean and standard deviation of q(w|x)."
-    return in_batches(lambda x: torch.stack(model.encode(x.to(device())), 1), x, batch_size)
+    encode = lambda part: torch.stack(model.encode(part.to(device())), 1)
+    return in_batches(encode, x, batch_size)
 
 # %% ../nbs/23_reports.ipynb #2fbbeb4d
 @delegates(load, but=('name',))
@@ -813,10 +871,13 @@ def describe_run(run: str | Path # run folder
     run = Run(run)
     config = run.config
     parts = {name: config.get(name, {}) for name in ('data', 'model', 'fit')}
-    lines = [f"{run}: {config.get('system', 'a model of your own')} on {parts['data'].get('name', '?')}, "
-             f"{run.steps} of {parts['fit'].get('steps', '?')} steps"]
+    system = config.get('system', 'a model of your own')
+    data = parts['data'].get('name', '?')
+    steps = parts['fit'].get('steps', '?')
+    lines = [f'{run}: {system} on {data}, {run.steps} of {steps} steps']
     for name, part in parts.items():
-        lines.append(f'{name:5} ' + ', '.join(f'{k}={v}' for k, v in part.items()))
+        said = ', '.join(f'{k}={v}' for k, v in part.items())
+        lines.append(f'{name:5} {said}')
     if r := run.report():
         bpd = _with_error([r['bpd'], r['bpd_se'] or math.nan], '.4f')
         guessing = against_guessing(r['bpd'], parts['model'].get('vocab'))
@@ -897,9 +958,22 @@ def _size_table(model: Diffusion,
             rows += [(f'{name}, a file each', each, len(x)), (f'{name}, one file', one, len(x))]
     rows.append(('weights of the model, float32', 4 * params, held.images))
     lines = [f"{'':34}{'bytes':>12}{'bits/dim':>10}"]
-    lines += [f'{name:34}{size:12,.0f}{8 * size / max(1, n * pixels):10.4f}' for name, size, n in rows]
-    lines.insert(3, f"{'  its bound':34}{'':12}{_with_error([bound.bpd.mean(), bound.noise_se], '10.4f')}")
+    for name, size, n in rows:
+        bits = 8 * size / max(1, n * pixels)
+        lines.append(f'{name:34}{size:12,.0f}{bits:10.4f}')
+    cost = _with_error([bound.bpd.mean(), bound.noise_se], '10.4f')
+    lines.insert(3, f"{'  its bound':34}{'':12}{cost}")
     return '\n'.join(lines)
+
+# %% ../nbs/23_reports.ipynb #61baeb4d
+def _bound_of_coded(model: Diffusion,
+                    x: Tensor,    # images that the model coded, if any
+                    last: Tensor, # an image in place of them (1, *event)
+                    T: int, steps: int | Tensor, batch_size: int) -> Evaluation:
+    "What the bound says that they cost, by few draws; an error needs two images."
+    if len(x) < 2: x = last.repeat_interleave(2, 0)
+    draws = max(2, min(T, 2**14 // len(x)))
+    return evaluate(model, x, draws, T=steps, batch_size=batch_size)
 
 # %% ../nbs/23_reports.ipynb #e3898236
 def _write_array(place: Path, held: Contents, groups: Iterator[tuple[int, Tensor]]) -> None:
@@ -934,7 +1008,8 @@ def compress_run(run: str | Path, # run folder, or mulan-digits, which comes wit
     """Images as one file, by the bound of a trained model; without a folder the run's own. Raises
     FileExistsError for a file that is there, ValueError for pictures of another shape."""
     start = time.time()
-    _check_choices(split, variance, grid, T)
+    choose('split', split, _splits)
+    _check_steps(T, grid, variance)
     extra('constriction', 'compress')
     out = _new_file('out', out)
     _check_absent(out)
@@ -952,9 +1027,7 @@ def compress_run(run: str | Path, # run folder, or mulan-digits, which comes wit
     held = contents(file)
     seconds = time.time() - start
     shown = x[:1000]
-    coded = shown[held.stored:]
-    if len(coded) < 2: coded = shown[-1:].repeat_interleave(2, 0)
-    bound = evaluate(model, coded, max(2, min(T, 2**14 // len(coded))), T=steps, batch_size=batch_size)
+    bound = _bound_of_coded(model, shown[held.stored:], shown[-1:], T, steps, batch_size)
     bits = 8 * len(file) / (held.images * math.prod(held.event_shape))
     checked = ', every pixel came back' if check else ''
     said = (f'{held.images} images of {held.event_shape}, {held.vocab} levels, {T} steps, {seconds:.1f} s'

@@ -321,9 +321,11 @@ _before = {'place': 'centers'} # last part of a name in version 0.1.0 and today
 
 def _named_today(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     "Tensors that an earlier version may have stored, by today's names."
-    parted = {k: k.rpartition('.') for k in tensors}
-    return {''.join((*parted[k][:2], _before.get(parted[k][2], parted[k][2]))): v
-            for k, v in tensors.items()}
+    renamed = {}
+    for name, v in tensors.items():
+        module, dot, own = name.rpartition('.')
+        renamed[module + dot + _before.get(own, own)] = v
+    return renamed
 
 _may_lack = 'optimizer.', 'scaler.' # a weight has no moments, a run no scale
 
@@ -443,7 +445,8 @@ def steps(self: Run) -> int:
 @patch
 def write_variance(self: Run, learned: Learned) -> Path: # file
     "Keeps a reverse variance that the last checkpoint's model learned; raises OSError."
-    return self._write(self.files['variance'], _packed(learned.tensors(), self.steps))
+    content = _packed(learned.tensors(), self.steps)
+    return self._write(self.files['variance'], content)
 
 @patch
 def variance(self: Run) -> Learned | None: # None if the model has learned none
@@ -528,9 +531,10 @@ def revise(self: Run,
 @patch
 def _take_back(self: Run) -> None:
     "Removes the configuration of a run that was started by this object and has nothing else."
+    if self._config is None: return
     kept = {self.files['log'], self._parts('last')[0]}
-    if self._config is not None and not kept & set(os.listdir(self._held)):
-        with contextlib.suppress(OSError): os.unlink(self.files['config'], dir_fd=self._held)
+    if kept & set(os.listdir(self._held)): return
+    with contextlib.suppress(OSError): os.unlink(self.files['config'], dir_fd=self._held)
 
 # %% ../nbs/14_runs.ipynb #ec1d7da0
 @patch
@@ -618,7 +622,8 @@ def metrics(self: Run) -> dict[str, np.ndarray]: # by name
     if not self.file('log').exists():
         raise FileNotFoundError(f"{self.file('log')} does not exist: train with out={self} first")
     lines = [line for _, line in self._lines()]
-    return {name: _column(lines, name) for name in dict.fromkeys(k for line in lines for k in line)}
+    names = dict.fromkeys(name for line in lines for name in line) # each once, in order
+    return {name: _column(lines, name) for name in names}
 
 @patch(as_prop=True)
 def seconds(self: Run) -> float:
@@ -640,7 +645,8 @@ def _is_a(value: Any, kind: Any) -> bool: # of JSON; an annotation
 
 def _said(kind: Any) -> str:
     "An annotation in words."
-    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
+    plain = isinstance(kind, type) and not get_args(kind)
+    return kind.__name__ if plain else str(kind)
 
 # %% ../nbs/14_runs.ipynb #c46a7e13
 @patch
@@ -706,6 +712,7 @@ def load_run(path: Path | str # run folder, `mulan-digits`, which comes with the
     model.card = _card(run, steps)
     return model.eval(), config, steps
 
+# %% ../nbs/14_runs.ipynb #e0faf8ca
 @patch
 def model(self: Run) -> Diffusion: # in evaluation mode
     "The averaged model; raises what `load_run` raises."

@@ -40,7 +40,9 @@ from .data import _brief, Data, load
 def clean_end(vocab: int | list | None # number of levels; None for real-valued data
              ) -> float:        # gamma_min
     "The noise level at which a sixth of a level is left, as with VDM's -13.3 and 256 levels."
-    return round(2 * math.log(2 / 6 / most_levels(vocab)), 1) if vocab else -13.3
+    if not vocab: return -13.3
+    noise = 2 / 6 / most_levels(vocab) # a sixth of a level, of [-1, 1]
+    return round(2 * math.log(noise), 1)
 
 def _levels_left(gamma: float,      # at the clean end
                vocab: int | None  # number of levels; None for real-valued data
@@ -184,7 +186,8 @@ def denoiser(event_shape: tuple[int, ...], # shape of one example: (C, ...) or (
 # %% ../nbs/13_systems.ipynb #dc309db1
 def _taken(function: Callable, given: dict[str, Any]) -> dict[str, Any]:
     "Those of the given arguments that a function takes."
-    return {k: v for k, v in given.items() if k in inspect.signature(function).parameters}
+    known = inspect.signature(function).parameters
+    return {name: v for name, v in given.items() if name in known}
 
 # %% ../nbs/13_systems.ipynb #1249e63e
 # what a system settles by itself
@@ -460,8 +463,9 @@ class _Unfilled(TorchFunctionMode):
 def _measured(system: Callable[..., Diffusion], arguments: dict[str, Any]) -> list[int]:
     "How many numbers and how many modules a model has, without its memory."
     with torch.device('meta'), _Unfilled(): model = system(**arguments)
-    numbers = (v.numel() for v in (*model.parameters(), *model.buffers()))
-    return [sum(numbers), sum(1 for _ in model.modules())]
+    tensors = *model.parameters(), *model.buffers()
+    numbers = sum(v.numel() for v in tensors)
+    return [numbers, len(list(model.modules()))]
 
 def _extrapolated(system: Callable[..., Diffusion], arguments: dict[str, Any]) -> list[int]:
     "The same for any number of blocks, from those with one and two."
@@ -547,7 +551,7 @@ def _card_of(model: Diffusion, facts: dict[str, Any]) -> str:
     licence = facts.get('licence', 'unknown')
     return _card.format(licence=licence, title=title, lines='\n'.join(lines))
 
-# %% ../nbs/13_systems.ipynb #a29845fc
+# %% ../nbs/13_systems.ipynb #c3299a86
 def _written(path: Path, content: bytes) -> None:
     "Writes a file under another name and renames it: never half a file."
     spare = path.with_name(f'.{path.name}.{os.getpid()}')
@@ -562,6 +566,7 @@ def _check_weights(tensors: dict[str, torch.Tensor], where: object) -> None:
         if not v.isfinite().all():
             raise ValueError(f'{where}: {name} has values that are not finite: train again')
 
+# %% ../nbs/13_systems.ipynb #a29845fc
 @patch
 def save_pretrained(self: Diffusion,
                     folder: str | Path, # made if need be
@@ -590,7 +595,8 @@ def save_pretrained(self: Diffusion,
 def shipped() -> list[str]:
     "Names of the trained models that come with the package."
     place = files('mulan_vdm') / 'pretrained'
-    return sorted(p.name for p in place.iterdir() if p.is_dir()) if place.is_dir() else []
+    if not place.is_dir(): return []
+    return sorted(p.name for p in place.iterdir() if p.is_dir())
 
 def _fetched(name: str, revision: str | None) -> Path:
     "Where a model of the hub lies, fetched if need be. Raises FileNotFoundError."
@@ -635,6 +641,7 @@ def from_pretrained(cls: Diffusion,
     model.card = card
     return model.eval()
 
+# %% ../nbs/13_systems.ipynb #f32198bc
 @patch
 def push_to_hub(self: Diffusion,
                 name: str,             # user/name

@@ -80,7 +80,8 @@ def _text(name: str, text: str) -> str:
 class _OneOrMore(argparse.Action):
     "One word is a value, several are a list of them."
     def __call__(self, parser, namespace, values, option_string=None):
-        setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
+        value = values[0] if len(values) == 1 else values
+        setattr(namespace, self.dest, value)
 
 class _SwitchOrSome(argparse.BooleanOptionalAction):
     "Alone a switch, that may be said to be off; with words a list of them."
@@ -171,7 +172,7 @@ def suggestion(word: str, known: Collection[str]) -> str:
     near = begins or difflib.get_close_matches(word, bare, 1, 0.7)
     return f': did you mean {bare[near[0]]}?' if near else ''
 
-# %% ../nbs/24_words.ipynb #cf5b15f8
+# %% ../nbs/24_words.ipynb #61bc76f5
 _said = ( # by argparse, and by us
     (r'argument (.+?)/--no-.*: ignored explicit argument (.*)',
      r'\1 takes no value, not \2: write \1 or its opposite, with --no-'),
@@ -181,6 +182,29 @@ _said = ( # by argparse, and by us
     (r'argument (.+?): (.*)', r'\1 \2'),
     (r'the following arguments are required: (.*)', r'\1 is missing: the command needs it'))
 
+def _in_our_words(message: str) -> str: # of argparse
+    "A mistake with its remedy."
+    for pattern, words in _said:
+        if found := re.fullmatch(pattern, message, re.S): return found.expand(words)
+    return message
+
+# %% ../nbs/24_words.ipynb #b69c364d
+def _unknown(word: str,
+             words: list[str], # of the line that it stands in
+             flags: Collection[str],
+             elsewhere: dict[str, str] # what to say of flags that are known, but not here
+            ) -> str:
+    "What is wrong with a word that nobody asked for."
+    name = word.partition('=')[0]
+    if name in elsewhere: return f'{name} {elsewhere[name]}'
+    remedy = suggestion(name, flags) or ': --help lists those there are'
+    if word.startswith('-'): return f'unknown flag {name}{remedy}'
+    before = words[words.index(word) - 1] if word in words[1:] else ''
+    if f'--no-{before[2:]}' in flags or before.startswith('--no-'):
+        return f'{before} takes no value, not {word!r}: write it alone, or --no- for the opposite'
+    return f'{word!r} is one word too many: leave it out, or name the flag it belongs to'
+
+# %% ../nbs/24_words.ipynb #cf5b15f8
 class Parser(argparse.ArgumentParser):
     "Flags by their whole names, spelled with hyphens or underscores; a mistake raises Usage."
     def __init__(self, *args,
@@ -190,10 +214,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **how, **kwargs)
         self.elsewhere = elsewhere
 
-    def error(self, message: str) -> None:
-        for pattern, words in _said:
-            if found := re.fullmatch(pattern, message, re.S): raise Usage(found.expand(words))
-        raise Usage(message)
+    def error(self, message: str) -> None: raise Usage(_in_our_words(message))
 
     def parse_known_args(self, args=None, namespace=None):
         "Known flags, as functions spell them, and the words that are left over."
@@ -202,20 +223,8 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         "All words; raises Usage for one that nobody asked for."
         found, rest = self.parse_known_args(args, namespace)
-        if rest: raise Usage(self._unknown(rest[0], _joined(args)))
+        if rest: raise Usage(_unknown(rest[0], _joined(args), self._option_string_actions, self.elsewhere))
         return found
-
-    def _unknown(self, word: str, words: list[str]) -> str:
-        "What is wrong with a word that nobody asked for."
-        flags = self._option_string_actions
-        name = word.partition('=')[0]
-        if name in self.elsewhere: return f'{name} {self.elsewhere[name]}'
-        remedy = suggestion(name, flags) or ': --help lists those there are'
-        if word.startswith('-'): return f'unknown flag {name}{remedy}'
-        before = words[words.index(word) - 1] if word in words[1:] else ''
-        if f'--no-{before[2:]}' in flags or before.startswith('--no-'):
-            return f'{before} takes no value, not {word!r}: write it alone, or --no- for the opposite'
-        return f'{word!r} is one word too many: leave it out, or name the flag it belongs to'
 
 # %% ../nbs/24_words.ipynb #1b502e68
 _value = r"""\.\.\.|'[^']*'|"[^"]*"|\([^()]*\)|\[[^\[\]]*\]|[^\s,;:()]*[^\s,;:().]"""
@@ -314,7 +323,8 @@ _spelled = {'±': '+-', 'γ': 'gamma', 'λ': 'lambda', '×': 'x', '–': '-', '�
 def _spell(error: UnicodeEncodeError) -> tuple[str, int]: # instead, and where to go on
     "Characters that an encoding lacks, in those it has."
     missing = error.object[error.start:error.end]
-    return ''.join(_spelled.get(c, '?') for c in missing), error.end
+    spelled = ''.join(_spelled.get(c, '?') for c in missing)
+    return spelled, error.end
 
 codecs.register_error('spell', _spell)
 
@@ -344,7 +354,8 @@ def emit(text: str,
 
 def watched() -> bool:
     "Does somebody look at a terminal, and want bars? TQDM_DISABLE says no."
-    return sys.stderr is not None and sys.stderr.isatty() and not os.environ.get('TQDM_DISABLE')
+    if os.environ.get('TQDM_DISABLE'): return False
+    return sys.stderr is not None and sys.stderr.isatty()
 
 def end_bars() -> None:
     "Whatever is printed next stands on a line of its own."

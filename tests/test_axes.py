@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from mulan_vdm import evaluate, load, load_run
+from mulan_vdm import evaluate, load, load_run, vdm
 from mulan_vdm.cli import main, train_parser
 from mulan_vdm.nets import _Attention
+from mulan_vdm.reports import _to_fill
 from mulan_vdm.systems import denoiser
 
 spellings = dict(signals=((2, 6), ['NCL', 'NLC']), images=((3, 4, 8), ['NCHW', 'NHWC']),
@@ -100,6 +101,11 @@ def test_axes_are_for_arrays_and_are_not_changed_on_the_way(tmp_path, capsys):
     assert 'by --bits ... or --size ... or --axes ..., or name' in said
     assert main(['train', '--resume', '--out', str(tmp_path / 'run'), '--axes', 'NLC']) == 1
     assert 'cannot change when resuming' in capsys.readouterr().err
+
+def test_a_picture_cannot_be_filled_where_data_are_real_numbers():
+    model = vdm((1, 8, 8), None, channels=8, blocks=1)
+    with pytest.raises(ValueError, match="given='a.png': the run's data are real numbers"):
+        _to_fill(model, 'a.png', 'b.png')
 
 # attention: a switch, or levels
 

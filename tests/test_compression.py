@@ -1,6 +1,6 @@
 """A file gives back every pixel: elsewhere, with other neighbours, for every system, and for images that
 no model expects. A file that is damaged, foreign or another model's is refused in one line."""
-import copy, os, subprocess, sys
+import copy, os, subprocess, sys, zlib
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +119,20 @@ def test_damage_is_seen_at_every_byte():
         for data in (bytes(broken), file[:i]):
             with pytest.raises(ValueError, match='not written by compress|truncated or damaged'):
                 contents(data)
+
+def test_nonsense_under_a_right_checksum_is_refused():
+    "Whatever stands in a file: its images, or one line that says why not."
+    x = torch.randint(5, (9, 4), dtype=torch.uint8)
+    model = tiny(5, (4,))
+    file = compress(model, x, T=2)
+    rng = np.random.RandomState(0)
+    for _ in range(200):
+        broken = bytearray(file)
+        broken[rng.randint(8, len(file))] ^= 1 << rng.randint(8)
+        if rng.rand() < 0.2: del broken[rng.randint(8, len(file)):]
+        broken[4:8] = zlib.crc32(broken[8:]).to_bytes(4, 'little')
+        try: assert torch.equal(decompress(model, bytes(broken)), x)
+        except ValueError as error: assert '\n' not in str(error)
 
 def test_another_model_is_refused():
     x = load('digits').test.x[:6]

@@ -231,14 +231,31 @@ def test_all_digits():
 @pytest.mark.nightly
 @pytest.mark.skipif(not available().get('fashion_mnist'), reason='Fashion-MNIST is not on this machine')
 def test_a_thousand_of_fashion():
-    "A short training; the file is smaller than those of other coders."
+    "A short training of a small network: whatever it has learned, every pixel comes back."
     data = load('fashion_mnist')
     torch.manual_seed(0)
-    model = preset('vdm-fashion', data)
-    for _ in fit(model, data, steps=600, batch_size=32, lr=1e-3, ema=0.98): pass
+    model = preset('vdm-fashion', data, channels=16, blocks=1, position=True)
+    for _ in fit(model, data, steps=600, batch_size=32, lr=2e-3, ema=0.99): pass
     model.reverse = model.matched(data.train.x, images=64)
     x = data.test.x[:1000]
-    file = compress(model, x, T=50)
+    file = compress(model, x, T=10)
     assert torch.equal(decompress(model, file), x)
-    sizes = picture_sizes(x)
-    print(f'{len(file)} bytes;', sizes)
+    bits = {'this file': len(file)}
+    for name, (each, one) in picture_sizes(x).items():
+        bits |= {f'{name}, a file each': each, f'{name}, one file': one}
+    print(*(f'{name}: {size:,} bytes, {8 * size / x.numel():.3f} bits/dim' for name, size in bits.items()),
+          sep='\n')
+
+@pytest.mark.parametrize('variance', ['matched', 'learned'])
+def test_a_processors_chunks_change_nothing(variance):
+    "Few images at once are fast on a processor; how many is nothing that a file knows of."
+    oracle, model = mixture(17, (1, 4, 4), 6)
+    x = oracle.sample(60)
+    model.reverse = model.matched(x, levels=16, images=60)
+    if variance == 'learned': model.reverse = model.learned(x, model.reverse, steps=5)
+    files = []
+    for numbers in (16, 2**12):
+        with mock.patch('mulan_vdm.compression._fast_numbers', numbers): files.append(compress(model, x, 4))
+    assert files[0] == files[1]
+    with mock.patch('mulan_vdm.compression._fast_numbers', 7 * 16):
+        assert torch.equal(decompress(model, files[0]), x)
