@@ -436,6 +436,7 @@ def _maps(model: Diffusion, images: Data, maps: int, draws: int | None, how: dic
 def _kept(run: Run, found: Evaluation, report: dict, seconds: float) -> str: # what to print
     "Writes the report of an evaluation of the run's own test images."
     report['evaluation_seconds'] = round(seconds, 1)
+    report['device'] = device().type
     kind = '' if report['method'] == 'vlb' else report['method']
     return f'report: {run.write_report(report, kind, bpd=found.bpd, **found.terms)}'
 
