@@ -18,7 +18,7 @@ by_hand = {Path('mulan_vdm')/name
 # a trained model, which no notebook generates
 by_hand |= {f.relative_to(root) for f in (root/'mulan_vdm/pretrained').rglob('*') if f.is_file()}
 widest, scripts = 110, ('tests', 'docs', '.ci')
-budget = 1005 # statements of test cells that hold two ideas: lower it when there are fewer, never raise it
+budget = 1004 # statements of test cells that hold two ideas: lower it when there are fewer, never raise it
 machine_path = re.compile(rf'(?<![\w.])(?:/(?:home|Users|root|tmp)/|{re.escape(str(root))}/)')
 
 def work_tree():
