@@ -3,8 +3,9 @@ what it leaves on the disk."""
 import contextlib, io, json, os, re, signal, subprocess, sys, threading, time
 from pathlib import Path
 import pytest
+import torch
 
-ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
+ENV = {**os.environ, 'OMP_NUM_THREADS': str(torch.get_num_threads())}
 SMALL = '--channels 8 --blocks 1 --batch_size 16'.split()
 
 def cli(*words, **env):

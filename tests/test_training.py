@@ -29,7 +29,7 @@ from mulan_vdm.systems import build, presets, systems, vdm
 from mulan_vdm.training import fit, interruptible
 
 ROOT = Path(__file__).parent.parent
-ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '',
+ENV = {**os.environ, 'OMP_NUM_THREADS': str(torch.get_num_threads()), 'CUDA_VISIBLE_DEVICES': '',
        'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])}
 moons = load('two_moons')
 digits = load('digits')
