@@ -222,7 +222,8 @@ def test_one_error_is_the_error_of_all():
                         'LOCAL_WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
     both = [subprocess.Popen([sys.executable, '-c', code], env=env(rank), stdout=subprocess.PIPE, text=True)
             for rank in range(2)]
-    assert [p.communicate(timeout=120)[0] for p in both] == ['job 3\n'] * 2
+    printed = [p.communicate(timeout=120)[0].splitlines() for p in both]
+    assert [lines[-1] for lines in printed] == ['job 3'] * 2 # earlier versions of gloo print before it
 
 # ---- options that trade memory for time
 
