@@ -585,6 +585,7 @@ def test_a_tracker_hears_what_is_logged(tmp_path, monkeypatch):
     assert settings['lr'] == 1e-3 and None not in settings.values() and own == {'tensorboard': {}}
     *told, end = notes.told
     assert end == 'finished' and [step for step, _ in told] == [1, 2, 3, 4, 5, 6]
+    assert all('step' not in values for _, values in told) # trackio keeps the word for itself
     told = [{'step': step, **values} for step, values in told]
     assert [{k: v for k, v in line.items() if k != 'seconds'} for line in told] == log(tmp_path / 'a')
     steps = fit(points(), moons, track='tensorboard', **options)
