@@ -326,6 +326,8 @@ def _shard_weights(model: Diffusion, device: torch.device) -> None:
     model.net.to(memory_format=torch.contiguous_format) # the only one that it can cut
     for part in (*_blocks(model.net), model.net):
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
+        # the mean over processes without an accelerator was a sum before torch 2.9
+        if device.type == 'cpu': part.set_force_sum_reduction_for_comms(True)
 
 def _whole(v: Tensor) -> Tensor:
     "Puts a sharded tensor together; all processes must call this. Others as they are."
