@@ -473,12 +473,14 @@ class _Drawn:
 # %% ../nbs/15_training.ipynb #c5f9cfa8
 @contextlib.contextmanager
 def _compiled(model: Diffusion,
-              **how # of torch.compile
+              replayed: bool = False, # are the launches of a call recorded, and played again?
+              **how                   # of torch.compile
              ) -> Iterator[None]:
     "The objective is one graph, from its second call on, with the random numbers of the first kind."
     eager = model.forward
     asked = {} # by shape of the images
-    @partial(torch.compile, **how or dict(options=dict(fallback_random=True)))
+    options = {'fallback_random': True, 'triton.cudagraphs': replayed}
+    @partial(torch.compile, **how or dict(options=options))
     def graph(numbers, rank, world, x, **given):
         return eager(x, rows=_Drawn(numbers, rank, world), **given)
     def forward(x, rows=Rows(), **given):
@@ -489,6 +491,7 @@ def _compiled(model: Diffusion,
             return terms
         numbers = [getattr(rows, name)(*shape, **how) for name, shape, how in asked[x.shape]]
         rank = torch.full((), rows.rank, device=x.device)
+        if replayed: torch.compiler.cudagraph_mark_step_begin() # what the last call gave may be overwritten
         return graph(numbers, rank, rows.world, x, **given)
     model.forward = forward
     try: yield
@@ -570,6 +573,16 @@ def _check_graph(model: Diffusion, compile: bool) -> None:
     if compile and model.variance:
         raise ValueError("compile=True with variance=True: gradients of the schedule are changed "
                          "on their way back, which a compiled objective cannot do; leave one out")
+
+def _check_record(compile: bool, accumulate: int, device: torch.device) -> None:
+    "Raises ValueError where the launches of a step cannot be recorded and played again."
+    if not compile:
+        raise ValueError("cuda_graphs=True: what is recorded is the compiled objective; set compile=True")
+    if accumulate > 1:
+        raise ValueError(f"cuda_graphs=True with accumulate={accumulate}: a record is played once a step; "
+                         "set accumulate=1")
+    if device.type != 'cuda':
+        raise ValueError(f"cuda_graphs=True: there is no CUDA on {device.type}; leave it out")
 
 def _check_shares(model: Diffusion, batch_size: int, accumulate: int, world: int) -> None:
     "Raises ValueError for unequal parts, and parts of what needs the whole batch at once."
@@ -667,11 +680,13 @@ class _Session:
                  accumulate: int = 1,        # parts of the batch that a process works off in turn
                  checkpointing: bool = False, # compute the network's blocks twice to save memory?
                  compile: bool = False,      # compile the objective?
+                 cuda_graphs: bool = False,  # record a compiled step's launches, and play them again?
                  shard: bool = False):       # spread the network's weights over the processes?
         store_attr()
         _check_shard(shard, compile, precision)
         self.accelerator = _accelerator_for(precision, track, out)
         if compile: _check_compiler(self.accelerator.device)
+        if cuda_graphs: _check_record(compile, accumulate, self.accelerator.device)
         self.skips = _Skips(self.accelerator.scaler)
         self.main = self.accelerator.is_main_process
         self.shard = shard and self.accelerator.num_processes > 1
@@ -921,7 +936,7 @@ def interruptible() -> Iterator[Callable[[], bool]]: # has a signal come?
 @patch
 def compiled(self: _Session, model: Diffusion) -> contextlib.AbstractContextManager:
     "Meanwhile the objective is compiled, if that is asked for."
-    return _compiled(model) if self.compile else contextlib.nullcontext()
+    return _compiled(model, self.cuda_graphs) if self.compile else contextlib.nullcontext()
 
 @patch
 def prepare(self: _Session, model: Diffusion, average: _Average,
