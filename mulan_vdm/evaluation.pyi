@@ -4,6 +4,10 @@ import mulan_vdm.processes
 import torch
 import typing
 
+__all__ = ['mean_se', 'Evaluation', 'evaluate', 'PixelBits', 'bits_per_pixel', 'likelihood_ratio', 'Classified', 'fit_temperature', 'classify', 'importance_evaluate', 'AcrossSeeds', 'across_seeds']
+
+def check_tail(draws: torch.Tensor, remedy: str) -> float | None: ...
+
 class _Shared(typing.NamedTuple):
     rows: mulan_vdm.processes.Rows
     image: torch.Tensor
