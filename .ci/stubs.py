@@ -1,6 +1,7 @@
 """Write a stub beside every module: signatures as they are at run time, with the methods that notebooks add
 to a class cell by cell and the arguments that a function hands on. Type checkers and editors read these.
 """
+import ast
 import functools
 import importlib
 import inspect
@@ -79,12 +80,20 @@ def class_stub(cls):
     inside = '\n'.join('    ' + line for part in body for line in part.split('\n'))
     return f"class {cls.__name__}{f'({bases})' if bases else ''}:\n{inside}"
 
+def others(module):
+    "Names outside `__all__`: what may be imported by its name, and classes that types may name."
+    named = set()
+    for node in ast.parse(Path(module.__file__).read_text(encoding='utf-8')).body:
+        targets = [getattr(node, 'target', None), *getattr(node, 'targets', ())]
+        named |= {getattr(node, 'name', None), *(getattr(t, 'id', None) for t in targets)}
+    for name, value in vars(module).items():
+        private = name.startswith('_') and not inspect.isclass(value)
+        if name in named and value is not None and name not in module.__all__ and not private: yield name
+
 def stub(module):
-    "The stub of a module: its public names, and the other classes that their types may name."
-    parts = []
-    others = [name for name, value in vars(module).items() if name not in module.__all__
-              and inspect.isclass(value) and value.__module__ == module.__name__]
-    for name in [*others, *module.__all__]:
+    "The stub of a module: its public names, then its others."
+    parts = [f'__all__ = {module.__all__}']
+    for name in [*others(module), *module.__all__]:
         value = getattr(module, name)
         if inspect.isclass(value): parts.append(class_stub(value))
         elif inspect.isfunction(value): parts.append(signature(value, name))

@@ -95,6 +95,11 @@ class Page:
         problems.extend(f'{name}: the label {l} is given {n} times' for l, n in found.items() if n > 1)
         self.labels = set(found)
 
+def name_in(module, entry):
+    "The name under which a module holds an entry of a table, or what the entry is a `partial` of."
+    entry = getattr(entry, 'func', entry)
+    return next((name for name, value in vars(module).items() if value is entry), None)
+
 def key(page, label): return f"{page.replace('/', '-')}-{label}"
 def anchor(page, cell): return f"cell-{page.replace('/', '-')}-{cell}"
 
@@ -108,6 +113,7 @@ class Book:
                     .rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts} - set(self.pages)
         problems.extend(f'{name}.ipynb is not listed in _quarto.yml' for name in sorted(unlisted))
         self.public = dict(self.names())
+        self.tables = dict(self.listed())
         self.public.update({f'{module}.{c}.{f.name}': module for module in self.modules
                             for c in importlib.import_module(f'{config.lib_path.name}.{module}').__all__
                             for _, _, f in self.added(c)})
@@ -129,12 +135,23 @@ class Book:
                     and name.split('.')[0] in exported):
                     yield f'{module}.{name}', module
 
+    def listed(self):
+        "(full name, that of the table) of what has no entry of its own, but stands in a public table."
+        for full, module in self.public.items():
+            home = importlib.import_module(f'{config.lib_path.name}.{module}')
+            table = getattr(home, full.split('.')[1])
+            for entry in table.values() if isinstance(table, dict) else ():
+                name = name_in(home, entry)
+                own = name in self.modules[module].defined and not name.startswith('_')
+                if own and f'{module}.{name}' not in self.public: yield f'{module}.{name}', full
+
     def full_name(self, text, home):
         """The public object that the code `text` names, seen from the module `home`, or None. What the
         command line defines are words such as `train`, which name other things elsewhere."""
         name = text.removeprefix(f'{config.lib_path.name}.').split('(')[0]
         for module in [home, *(m for m in self.modules if m != 'cli')]:
             if f'{module}.{name}' in self.public: return f'{module}.{name}'
+            if f'{module}.{name}' in self.tables: return self.tables[f'{module}.{name}']
         return name if name in self.public else None
 
     def api_link(self, text, home):
@@ -398,11 +415,24 @@ def klass(c, obj, say, text, more, added):
             fields(c, text), more, *(method(f, c.name, obj, say) for f in public),
             *(method(f, c.name, obj, say, source_of(page, cell)) for page, cell, f in added))
 
-def constant(node, text, name, more):
+def entries(table, page, book, module, say):
+    "What a table holds by name, a row each: what it is, in a sentence, and where it is defined."
+    rows = []
+    for name, entry in table.items():
+        called = name_in(module, entry)
+        if called not in page.defined: return ''
+        _, cell, node, _ = page.defined[called]
+        said = say(cell_text(first_sentence(ast.get_docstring(node))))
+        link = '' if called.startswith('_') else book.api_link(called, page.module)
+        rows.append((f'`{name}`', link, said, source_of(page, cell)))
+    return '\n'.join(['| name | entry | is | |', '|---|---|---|---|',
+                      *(f"| {' | '.join(r)} |" for r in rows)])
+
+def constant(node, text, name, *more):
     "A constant: its value as written, if short."
     value = ast.get_source_segment(text, node.value)
     return directive(':::::', 'data', name,
-                     f'```python\n{name} = {value}\n```' if len(value) < 1500 else '', more)
+                     f'```python\n{name} = {value}\n```' if len(value) < 1500 else '', *more)
 
 def wanted(page, book):
     """Names of the module that `page` exports, most wanted first: those of the front door, then those that
@@ -441,7 +471,9 @@ def api(page, book):
         if isinstance(node, ast.FunctionDef):
             parts.append(describe(node, name, obj, say, ':::::', 'function', more))
         elif isinstance(node, ast.ClassDef): parts.append(klass(node, obj, say, text, more, book.added(name)))
-        else: parts.append(constant(node, text, name, more))
+        else:
+            listed = entries(obj, page, book, module, say) if isinstance(obj, dict) else ''
+            parts.append(constant(node, text, name, listed, more))
     problems.extend(f'{lib}.{n} is exported, but no cell of {page.name} defines it'
                     for n in module.__all__ if n not in page.defined)
     return '\n\n'.join([f'# {lib}', f'```{{py:module}} {lib}\n```', say(module.__doc__ or ''),

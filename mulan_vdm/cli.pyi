@@ -2,8 +2,10 @@ from typing import Any, Callable, Collection, Iterable, Iterator, Optional, Sequ
 import mulan_vdm.words
 import typing
 
-commands: dict[str, typing.Any]
+__all__ = ['commands', 'main']
 
 def train_parser(system: str, values: dict[str, typing.Any] = ..., about: str = ...) -> mulan_vdm.words.Parser: ...
+
+commands: dict[str, typing.Any]
 
 def main(argv: list[str] | None = ...) -> int: ...

@@ -5,6 +5,8 @@ import numpy
 import torch
 import typing
 
+__all__ = ['Contents', 'contents', 'compress', 'decompress']
+
 class _Settled:
     def __init__(self, notes: dict[tuple[int, int], int] | None = ...) -> None: ...
     def __call__(self, key: int, values: numpy.ndarray) -> numpy.ndarray: ...
@@ -64,6 +66,10 @@ class _CategoricalCode(_NoCode):
 class _KHotCode(_NoCode):
     def pop(self, x: torch.Tensor | None, n: int) -> torch.Tensor: ...
     def push(self, w: torch.Tensor, x: torch.Tensor | None) -> None: ...
+
+def decompressed(model: mulan_vdm.diffusion.Diffusion, file: bytes, batch_size: int | None = ..., progress: bool = ...) -> Iterator[tuple[int, torch.Tensor]]: ...
+
+def picture_sizes(x: torch.Tensor) -> dict[str, tuple[int, int]]: ...
 
 class Contents(typing.NamedTuple):
     digest: bytes

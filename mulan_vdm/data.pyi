@@ -1,7 +1,11 @@
 from typing import Any, Callable, Collection, Iterable, Iterator, Optional, Sequence, Union
+import _io
+import numpy
 import pathlib
 import torch
 import typing
+
+__all__ = ['sources', 'Split', 'Data', 'Source', 'shrink', 'available', 'load', 'batches']
 
 class _Examples(typing.NamedTuple):
     x: torch.Tensor
@@ -17,11 +21,19 @@ class _Facts(typing.NamedTuple):
     path: str | None = ...
     loaded: dict | None = ...
 
+def area_resize(x: torch.Tensor, size: int | tuple[int, int]) -> torch.Tensor: ...
+
+def keep_bits(x: torch.Tensor, bits: int) -> torch.Tensor: ...
+
 class _Archive(typing.NamedTuple):
     file: pathlib.Path
     data: tuple
     labels: tuple
     sums: tuple
+
+def read_image(file: pathlib.Path | _io.BytesIO, size: int | tuple[int, int] | None = ..., grey: bool = ...) -> torch.Tensor: ...
+
+def batch_indices(n: int, batch_size: int, seed: int, step: int) -> numpy.ndarray: ...
 
 sources: dict[str, typing.Any]
 
@@ -52,8 +64,6 @@ class Source(typing.NamedTuple):
     fetch: str = ...
     options: tuple[str, ...] = ...
     download: Optional[Callable[[pathlib.Path], object]] = ...
-
-def keep_bits(x: torch.Tensor, bits: int) -> torch.Tensor: ...
 
 def shrink(x: torch.Tensor, size: int | tuple[int, int] | None, bits: int | None) -> torch.Tensor: ...
 

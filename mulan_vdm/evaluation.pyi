@@ -4,6 +4,12 @@ import mulan_vdm.processes
 import torch
 import typing
 
+__all__ = ['mean_se', 'Evaluation', 'evaluate', 'PixelBits', 'bits_per_pixel', 'likelihood_ratio', 'Classified', 'fit_temperature', 'classify', 'importance_evaluate', 'AcrossSeeds', 'across_seeds']
+
+def check_tail(draws: torch.Tensor, remedy: str) -> float | None: ...
+
+def check_asked(model: mulan_vdm.diffusion.Diffusion, x: torch.Tensor, y: torch.Tensor | None, strata: torch.Tensor | None = ...) -> None: ...
+
 class _Shared(typing.NamedTuple):
     rows: mulan_vdm.processes.Rows
     image: torch.Tensor

@@ -8,6 +8,8 @@ import torch
 import torch.nn.modules.module
 import typing
 
+__all__ = ['from_network', 'from_diffusers', 'from_edm', 'from_adm', 'best_start', 'convert']
+
 class _Table(mulan_vdm.schedules._Piecewise):
     def __init__(self, gammas: torch.Tensor) -> None: ...
     def knots(self) -> tuple[torch.Tensor, torch.Tensor]: ...

@@ -1,6 +1,8 @@
 from typing import Any, Callable, Collection, Iterable, Iterator, Optional, Sequence, Union
 import torch
 
+__all__ = ['alpha', 'sigma', 'diffuse', 'transition', 'posterior', 'gaussian_kl', 'prior_kl']
+
 def alpha(gamma: torch.Tensor) -> torch.Tensor: ...
 
 def sigma(gamma: torch.Tensor) -> torch.Tensor: ...

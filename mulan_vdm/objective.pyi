@@ -3,20 +3,7 @@ import mulan_vdm.schedules
 import torch
 import typing
 
-class _Rescaled:
-    weighting: Callable[[torch.Tensor], torch.Tensor]
-    shift: float
-    top: float
-    def __call__(self, logsnr: torch.Tensor) -> torch.Tensor: ...
-    def __init__(self, weighting: Callable[[torch.Tensor], torch.Tensor], shift: float, top: float = ...) -> None: ...
-
-Prediction = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-
-Weighting = Callable[[torch.Tensor], torch.Tensor]
-
-predictions: dict[str, typing.Any]
-
-weightings: dict[str, typing.Any]
+__all__ = ['Prediction', 'Weighting', 'predictions', 'weightings', 'to_x_eps', 'eps_error', 'discrete_rate', 'implied_weighting', 'shifted', 'is_monotone']
 
 def x_prediction(gamma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
 
@@ -30,15 +17,7 @@ def o_prediction(gamma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 def edm_prediction(gamma: torch.Tensor, sigma_data: float = ...) -> tuple[torch.Tensor, torch.Tensor]: ...
 
-def to_x_eps(pred: torch.Tensor, z_t: torch.Tensor, gamma: torch.Tensor, prediction: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]: ...
-
-def eps_error(pred: torch.Tensor, x: torch.Tensor, eps: torch.Tensor, gamma: torch.Tensor, prediction: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor: ...
-
-def discrete_rate(gamma_s: torch.Tensor, gamma_t: torch.Tensor, T: int) -> torch.Tensor: ...
-
 def elbo_weighting(logsnr: torch.Tensor) -> torch.Tensor: ...
-
-def implied_weighting(prediction: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], schedule: mulan_vdm.schedules.Schedule, weight: Optional[Callable[[torch.Tensor], torch.Tensor]] = ...) -> Callable[[torch.Tensor], torch.Tensor]: ...
 
 def eps_weighting(logsnr: torch.Tensor) -> torch.Tensor: ...
 
@@ -59,6 +38,31 @@ def edm_peak(mean: float = ..., std: float = ..., sigma_data: float = ...) -> fl
 def edm_monotonic_weighting(logsnr: torch.Tensor, mean: float = ..., std: float = ..., sigma_data: float = ...) -> torch.Tensor: ...
 
 def low_bit_weighting(logsnr: torch.Tensor, slope: float = ..., middle: float = ...) -> torch.Tensor: ...
+
+class _Rescaled:
+    weighting: Callable[[torch.Tensor], torch.Tensor]
+    shift: float
+    top: float
+    def __call__(self, logsnr: torch.Tensor) -> torch.Tensor: ...
+    def __init__(self, weighting: Callable[[torch.Tensor], torch.Tensor], shift: float, top: float = ...) -> None: ...
+
+def make_weighting(name: str, k: float = ..., shift: float = ..., gamma_min: float = ..., gamma_max: float = ...) -> Callable[[torch.Tensor], torch.Tensor]: ...
+
+Prediction = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+Weighting = Callable[[torch.Tensor], torch.Tensor]
+
+predictions: dict[str, typing.Any]
+
+weightings: dict[str, typing.Any]
+
+def to_x_eps(pred: torch.Tensor, z_t: torch.Tensor, gamma: torch.Tensor, prediction: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+def eps_error(pred: torch.Tensor, x: torch.Tensor, eps: torch.Tensor, gamma: torch.Tensor, prediction: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor: ...
+
+def discrete_rate(gamma_s: torch.Tensor, gamma_t: torch.Tensor, T: int) -> torch.Tensor: ...
+
+def implied_weighting(prediction: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], schedule: mulan_vdm.schedules.Schedule, weight: Optional[Callable[[torch.Tensor], torch.Tensor]] = ...) -> Callable[[torch.Tensor], torch.Tensor]: ...
 
 def shifted(weighting: Callable[[torch.Tensor], torch.Tensor], shift: float) -> Callable[[torch.Tensor], torch.Tensor]: ...
 

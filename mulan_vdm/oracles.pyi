@@ -2,6 +2,8 @@ from typing import Any, Callable, Collection, Iterable, Iterator, Optional, Sequ
 import torch
 import torch.nn.modules.module
 
+__all__ = ['GaussianOracle', 'MixtureOracle', 'fit_mixture']
+
 class GaussianOracle(torch.nn.modules.module.Module):
     def __init__(self, mean: torch.Tensor, cov: torch.Tensor) -> None: ...
     def sample(self, n: int) -> torch.Tensor: ...

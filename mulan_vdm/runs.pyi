@@ -6,6 +6,8 @@ import pathlib
 import torch
 import typing
 
+__all__ = ['Run', 'load_run']
+
 class _Unfit(ValueError):
     ...
 

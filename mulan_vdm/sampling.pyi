@@ -4,6 +4,22 @@ import torch
 import torch._C
 import typing
 
+__all__ = ['Denoise', 'Step', 'Grid', 'samplers', 'grids', 'fillers', 'Maker', 'churned_heun', 'trajectory', 'sample', 'inpaint', 'points_between']
+
+def ddpm_step(denoise: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]], z_t: torch.Tensor, gamma_t: torch.Tensor, gamma_s: torch.Tensor, noise: torch.Tensor, reverse: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] = ...) -> torch.Tensor: ...
+
+def ddpm_large_step(denoise: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]], z_t: torch.Tensor, gamma_t: torch.Tensor, gamma_s: torch.Tensor, noise: torch.Tensor) -> torch.Tensor: ...
+
+def ddim_step(denoise: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]], z_t: torch.Tensor, gamma_t: torch.Tensor, gamma_s: torch.Tensor, noise: torch.Tensor, eta: float = ...) -> torch.Tensor: ...
+
+def heun_step(denoise: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]], z_t: torch.Tensor, gamma_t: torch.Tensor, gamma_s: torch.Tensor, noise: torch.Tensor) -> torch.Tensor: ...
+
+dpmpp_2m: Maker
+
+def ode_step(denoise: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]], z_t: torch.Tensor, gamma_t: torch.Tensor, gamma_s: torch.Tensor, noise: torch.Tensor, tolerance: float = ..., max_steps: int = ...) -> torch.Tensor: ...
+
+def check_labels(model: mulan_vdm.diffusion.Diffusion, y: torch.Tensor | None, n: int) -> None: ...
+
 class _Stage(typing.NamedTuple):
     t: float
     gamma: torch.Tensor
@@ -25,22 +41,10 @@ grids: dict[str, typing.Any]
 
 fillers: dict[str, typing.Any]
 
-def ddpm_step(denoise: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]], z_t: torch.Tensor, gamma_t: torch.Tensor, gamma_s: torch.Tensor, noise: torch.Tensor, reverse: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] = ...) -> torch.Tensor: ...
-
-def ddpm_large_step(denoise: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]], z_t: torch.Tensor, gamma_t: torch.Tensor, gamma_s: torch.Tensor, noise: torch.Tensor) -> torch.Tensor: ...
-
-def ddim_step(denoise: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]], z_t: torch.Tensor, gamma_t: torch.Tensor, gamma_s: torch.Tensor, noise: torch.Tensor, eta: float = ...) -> torch.Tensor: ...
-
-def heun_step(denoise: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]], z_t: torch.Tensor, gamma_t: torch.Tensor, gamma_s: torch.Tensor, noise: torch.Tensor) -> torch.Tensor: ...
-
 class Maker(typing.NamedTuple):
     start: Callable[[int], Callable[[Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]], torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]]
 
 def churned_heun(S_churn: float = ..., S_tmin: float = ..., S_tmax: float = ..., S_noise: float = ...) -> Maker: ...
-
-dpmpp_2m: Maker
-
-def ode_step(denoise: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]], z_t: torch.Tensor, gamma_t: torch.Tensor, gamma_s: torch.Tensor, noise: torch.Tensor, tolerance: float = ..., max_steps: int = ...) -> torch.Tensor: ...
 
 def trajectory(model: mulan_vdm.diffusion.Diffusion, n: int, steps: int, step: Union[Callable[[Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]], torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor], Maker, str] = ..., grid: Union[Callable[[Callable[[float], torch.Tensor], float], torch.Tensor], torch.Tensor, list[float], str] = ..., w: torch.Tensor | None = ..., z_1: torch.Tensor | None = ..., y: torch.Tensor | None = ..., guidance: float = ..., clip: float | None = ..., clean: bool = ..., generator: torch._C.Generator | None = ..., batch_size: int | None = ...) -> Iterator[_Stage]: ...
 

@@ -16,7 +16,7 @@ from mulan_vdm.likelihood import ode_evaluate
 from mulan_vdm.nets import Uninformed
 from mulan_vdm.objective import x_prediction
 from mulan_vdm.oracles import GaussianOracle, MixtureOracle
-from mulan_vdm.schedules import Adaptive, Between, Cosine, FlowOT, LearnedLinear, Monotone, make_schedule
+from mulan_vdm.schedules import Adaptive, Between, Cosine, FlowOT, Linear, Monotone, make_schedule
 
 GROUPS, IMAGES = 20, 100
 
@@ -220,7 +220,7 @@ def test_some_images_are_not_the_first():
 def test_ends_cannot_run_away(way):
     "Wherever a long training has pushed them, levels and bound are finite, and nothing pushes on."
     oracle = small_mixture()
-    model = model_of(oracle, LearnedLinear(-8., 6.))
+    model = model_of(oracle, Linear(-8., 6., learn_ends=True))
     x = oracle.sample(50)
     with torch.no_grad():
         model.schedule.gamma_min += min(way, 0.)

@@ -8,6 +8,7 @@ root = Path(__file__).resolve().parent.parent
 user = '''
 import torch
 from mulan_vdm import Diffusion, evaluate, fit, load, mulan, ode_evaluate, preset, sample, vdm
+from mulan_vdm.objective import v_prediction # of a table: outside __all__
 
 data = load('digits')
 model: Diffusion = vdm(data.event_shape, data.vocab, channels=8, fourier=(3., 4.), schedule='linear')
