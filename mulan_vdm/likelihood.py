@@ -22,8 +22,7 @@ from .latents import cross_fitted
 from .codec import bits_per_dim
 from .diffusion import Diffusion, evaluating
 from .flow import check_double, check_solver, log_density
-from .sampling import check_labels
-from .evaluation import check_tail, evaluate, Evaluation
+from .evaluation import check_asked, check_tail, evaluate, Evaluation
 
 # %% ../nbs/17_likelihood.ipynb #ed3df220
 def _uniform(u: Tensor,      # uniform in (-1, 1), double precision
@@ -244,11 +243,10 @@ def ode_evaluate(model: Diffusion,      # usually the averaged one
                 ) -> Evaluation: # bits/dim; extra: nfe (N,), tail, solver, solver_max
     """Likelihood by the probability flow for every image of x. Raises ValueError for options that
     make no sense, FloatingPointError if the solver fails or a number is not finite."""
+    check_asked(model, x, y, strata)
     dims = math.prod(model.event_shape)
     _check_options(len(x), dims, draws, trace, probes, dequantization, importance, exact_limit)
     _check_solving(model.reference.device, batch_size, tolerance, max_steps)
-    model.check(x)
-    check_labels(model, y, len(x))
     device = generator.device if generator else 'cpu'
     seeds = torch.randint(2**62, (len(x),), generator=generator, device=device)
     def solved(i: Tensor, tolerance: float, title: str = '') -> Evaluation: # of images i

@@ -566,6 +566,20 @@ def _check_weights(tensors: dict[str, torch.Tensor], where: object) -> None:
         if not v.isfinite().all():
             raise ValueError(f'{where}: {name} has values that are not finite: train again')
 
+# %% ../nbs/13_systems.ipynb #781dcf1a
+def _plain(name: str) -> str:
+    "The name of a tensor without torch.compile."
+    return name.replace('_orig_mod.', '')
+
+def plain_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    "The `state_dict` of a model as if no part of it were compiled."
+    return {_plain(name): v for name, v in model.state_dict().items()}
+
+def load_plain(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    "Loads what `plain_state` gave, compiled or not; raises RuntimeError if it does not fit."
+    names = {_plain(name): name for name in model.state_dict()}
+    model.load_state_dict({names.get(name, name): v for name, v in tensors.items()})
+
 # %% ../nbs/13_systems.ipynb #a29845fc
 @patch
 def save_pretrained(self: Diffusion,
@@ -582,7 +596,7 @@ def save_pretrained(self: Diffusion,
     if (folder / 'checkpoint').exists():
         raise FileExistsError(f'{folder} is a run folder, whose config.json would be lost: name '
                               'another')
-    tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in plain_state(self).items()}
     _check_weights(tensors, folder)
     config = json.dumps(dict(self.config, card=facts), indent=2, allow_nan=False)
     folder.mkdir(parents=True, exist_ok=True)
