@@ -26,7 +26,7 @@ def one_line(call, *words):
 @pytest.mark.parametrize('shape', [(4, 8, 8), (2, 8, 8), (2, 3, 4, 4)], ids=str)
 @pytest.mark.parametrize('real', [False, True])
 def test_pictures_of_any_image(tmp_path, shape, real):
-    "Channels that are no colours, and real numbers, have pictures like others: nothing is lost for their sake."
+    "Channels that are no colours, and real numbers, have pictures like others; nothing is lost."
     x = rng.randn(40, *shape).astype('f4') if real else rng.randint(0, 256, (40, *shape)).astype('u1')
     np.savez(tmp_path / 'a.npz', train=x, test=x[:9])
     data = load('arrays', path=tmp_path / 'a.npz', axes='NCHW' if len(shape) == 3 else 'NCDHW')
