@@ -150,7 +150,8 @@ def _whole(out: Path, anew: bool = True) -> Iterator[Path]: # refuse what is the
 def _subject(config: dict # of a run
           ) -> str:
     "What was trained on what, over its pictures."
-    return f"{config['system']} on {config['data']['name']}"
+    of = f" on {config['data']['name']}" if 'data' in config else '' # a model that was shared
+    return config['system'] + of
 
 # %% ../nbs/23_reports.ipynb #fca9e2e0
 def draw_run(run: str | Path, # run folder

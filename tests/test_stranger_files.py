@@ -38,3 +38,47 @@ def test_pictures_of_any_image(tmp_path, shape, real):
     assert Run(tmp_path / 'run').samples().shape == found.x.shape == (3, *shape)
     if len(shape) == 3: evaluate_run(tmp_path / 'run', draws=2, maps=2)
     assert {p.stem for p in Run(tmp_path / 'run').pictures()} >= {'samples', 'progress'}
+
+
+digits = load('digits')
+
+
+def small(**changes): return preset('vdm-digits', digits, channels=4, blocks=1, **changes)
+
+
+def test_a_shared_model_stands_for_a_run(tmp_path, monkeypatch):
+    "A folder of save_pretrained is loaded, sampled and evaluated on named data; ~ is the home folder."
+    from mulan_vdm import Diffusion, load_run
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    small().save_pretrained('~/shared')
+    assert not (tmp_path / '~').exists()
+    model, config, steps = load_run('~/shared')
+    assert (config['system'], steps) == ('vdm', 0)
+    assert Diffusion.from_pretrained('~/shared').event_shape == model.event_shape
+    assert len(sample_run('shared', n=2, steps=2).x) == 2
+    assert len(evaluate_run('shared', data='digits', draws=2, n=9).bpd) == 9
+    one_line(lambda: evaluate_run('shared', draws=2), 'data=')
+
+
+def test_a_part_of_a_run_names_the_run(tmp_path):
+    from mulan_vdm import load_run
+    run = tmp_path / 'run'
+    trained(small(), digits, out=run)
+    for part in ('config.json', 'checkpoint'): one_line(lambda: load_run(run / part), f'name {run}')
+    one_line(lambda: load_run(run / 'nowhere'), 'train with --out')
+
+
+def test_a_run_of_own_data_says_how_to_go_on(tmp_path):
+    trained(small(), digits._replace(name='mine', loaded=None), out=tmp_path / 'run')
+    one_line(lambda: evaluate_run(tmp_path / 'run', draws=2), 'mine', 'evaluate(model, images)', '--plugin')
+    assert len(evaluate_run(tmp_path / 'run', data='digits', draws=2, n=9).bpd) == 9
+
+
+def test_systems_name_what_they_do_not_know():
+    for wrong, word in ((dict(chanels=3), 'did you mean channels?'), (dict(lr=3), 'lr')):
+        one_line(lambda: preset('vdm-digits', digits, **wrong), 'vdm: ', word)
+    one_line(lambda: preset('vdm-digits', 'digits'), 'data is a str', 'load(...)')
+    one_line(lambda: preset('vdm-digits', digits.train), 'data is a Split')
+    one_line(lambda: vdm(8, 17), 'event_shape is a int', '(1, 8, 8)')
+    one_line(lambda: vdm(digits, 17), 'event_shape is a Data')
