@@ -82,3 +82,31 @@ def test_systems_name_what_they_do_not_know():
     one_line(lambda: preset('vdm-digits', digits.train), 'data is a Split')
     one_line(lambda: vdm(8, 17), 'event_shape is a int', '(1, 8, 8)')
     one_line(lambda: vdm(digits, 17), 'event_shape is a Data')
+
+
+@pytest.mark.parametrize('scale, shift', [(1, 0), (255, 0), (127.5, -1)])
+def test_pixels_as_floats(tmp_path, scale, shift):
+    "Pixels saved as floats of any range are levels: a warning; with vocab whole ones are read."
+    k = rng.randint(0, 256, (60, 1, 8, 8))
+    np.savez(tmp_path / 'x.npz', train=k / scale + shift, test=k[:9] / scale + shift)
+    with pytest.warns(UserWarning, match='which are levels.*vocab='):
+        data = load('arrays', path=tmp_path / 'x.npz')
+    assert data.vocab is None
+    if scale == 1:
+        data = load('arrays', path=tmp_path / 'x.npz', vocab=256)
+        assert data.vocab == 256 and np.array_equal(data.train.x, k)
+    else: one_line(lambda: load('arrays', path=tmp_path / 'x.npz', vocab=256), 'not all whole numbers')
+
+
+def test_arrays_small_in_every_way(tmp_path):
+    np.save(tmp_path / 'one.npy', np.float32(3))
+    one_line(lambda: load('arrays', path=tmp_path / 'one.npy'), "'x' has shape ()", '(N, D)')
+    np.savez(tmp_path / 'two.npz', train=np.zeros((9, 1, 4, 4), 'u1'), test=np.zeros((1, 1, 4, 4), 'u1'))
+    with pytest.warns(UserWarning, match='one test image, of which no standard error'):
+        data = load('arrays', path=tmp_path / 'two.npz')
+    with warnings.catch_warnings(action='error'):
+        step = trained(vdm((1, 4, 4), 256, channels=4, blocks=1), data, validate_every=1)
+    assert np.isfinite(step.validation[0]) and np.isnan(step.validation[1])
+
+
+def test_a_place_for_a_name(): one_line(lambda: load('photos/'), "name='photos/'", 'folder', 'path=...')
