@@ -72,6 +72,10 @@ def _checked_labels(y: Tensor, n: int) -> Tensor: # int64 (n,)
     return y.long()
 
 # %% ../nbs/12_data.ipynb #6e1b3f3e
+def _kind_of(v: Tensor | None) -> str:
+    "Type and shape of a tensor, in words."
+    return 'None' if v is None else f"{str(v.dtype).removeprefix('torch.')} {tuple(v.shape)}"
+
 class _Examples(NamedTuple):
     x: Tensor
     y: Tensor | None = None
@@ -84,6 +88,9 @@ class Split(_Examples):
     def __new__(cls, x: Tensor, y: Tensor | None = None):
         x = _checked_examples(x)
         return super().__new__(cls, x, None if y is None else _checked_labels(y, len(x)))
+
+    def __repr__(self) -> str: # without the numbers
+        return 'Split({})'.format(', '.join(f'{name}: {_kind_of(v)}' for name, v in zip('xy', self)))
 
     @classmethod
     def _make(cls, fields): return cls(*fields) # what `_replace` calls

@@ -110,3 +110,17 @@ def test_arrays_small_in_every_way(tmp_path):
 
 
 def test_a_place_for_a_name(): one_line(lambda: load('photos/'), "name='photos/'", 'folder', 'path=...')
+
+
+def test_home_folder_in_every_place(tmp_path, monkeypatch):
+    "~ is the home folder for every file that a function is given, not a folder of that name."
+    from mulan_vdm.reports import compress_run, decompress_run, encode_run
+    monkeypatch.setenv('HOME', str(tmp_path))
+    trained(preset('repvdm-digits', digits, channels=4, blocks=1, encoder_channels=4), digits, out='~/run')
+    encode_run('~/run', out='~/z')
+    found = sample_run('~/run', n=3, steps=2, latents='~/z.npz')
+    assert len(found.x) == 3 and Run('~/run').samples().shape == (3, 1, 8, 8)
+    compress_run('mulan-digits', out='~/a.mvz', n=2, T=2, variance='fixed')
+    decompress_run('~/a.mvz', 'mulan-digits', out='~/back')
+    compress_run('mulan-digits', '~/back', out='~/b.mvz', T=2, variance='fixed')
+    assert len(list((tmp_path / 'back').iterdir())) == 2 and (tmp_path / 'b.mvz').exists()
