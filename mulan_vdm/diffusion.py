@@ -142,6 +142,10 @@ def options(self: Diffusion) -> dict: # dtype and device
     return dict(dtype=self.reference.dtype, device=self.reference.device)
 
 @patch
+def extra_repr(self: Diffusion) -> str: # beside its modules, for whoever prints it
+    return f'events {self.event_shape}, {self.codec}'
+
+@patch
 def unsqueeze(self: Diffusion, t: Tensor) -> Tensor: # (B, 1, ..., 1)
     "One axis of length one per event axis."
     return t.reshape(-1, *[1] * len(self.event_shape))

@@ -50,6 +50,13 @@ class Evaluation(NamedTuple):
     strata: Tensor | None = None # class of each image, if the set holds a fixed number of each
     extra: dict[str, object] = {} # what else the method says, of each image (N,) or of them all
 
+    def __repr__(self) -> str:
+        "Mean and standard error, nan where there is none, without the numbers of each image."
+        se = math.nan
+        with contextlib.suppress(ValueError): _, se = mean_se(self.bpd, self.strata)
+        return (f'Evaluation({self.bpd.mean():.4f} ± {se:.4f} bits/dim, {len(self.bpd)} images, '
+                f'{self.draws} draws each)')
+
     @property
     def noise_se(self) -> float:
         """Standard error from the draws alone, eq. (noise) of this notebook; too large rather

@@ -153,7 +153,7 @@ def _check_tracker(track: str) -> None:
     "Raises ValueError for an unknown tracker, ModuleNotFoundError for one that is not installed."
     package = choose('track', track, _trackers)
     if find_spec(package) is None:
-        raise ModuleNotFoundError(f"track={track!r} needs a package: pip install {package}")
+        raise ModuleNotFoundError(f"tracking by {track} needs its package: pip install {package}")
 
 def _check_precision(precision: str) -> None:
     "Raises ValueError for an unknown name, and for one that processors do not have."

@@ -132,3 +132,14 @@ def test_a_resume_that_trains_nothing_changes_no_setting(tmp_path):
     before = Run(tmp_path).config
     assert list(fit(small(), digits, **few | dict(steps=1, lr=0.5), out=tmp_path, resume=True)) == []
     assert Run(tmp_path).config == before
+
+
+def test_what_is_shown_is_short():
+    "Models say their events, levels and noise; examples and results their kind and mean, not all numbers."
+    found = evaluate(model, x, draws=2)
+    mean = found.bpd.mean()
+    assert repr(digits.test) == 'Split(x: uint8 (360, 1, 8, 8), y: int64 (360,))'
+    assert repr(found).startswith(f'Evaluation({mean:.4f} ± ') and '8 images, 2 draws each' in repr(found)
+    assert '± nan' in repr(evaluate(model, x[:1], draws=2))
+    assert 'events (1, 8, 8), Codec(17)' in repr(model) and 'Linear(gamma -7.9 to 5)' in repr(model)
+    with torch.device('meta'): assert 'Linear' in repr(small())
