@@ -232,6 +232,13 @@ def _command(argv: list[str]) -> str: # words of the command line
     near = suggestion(first, commands) or f": choose one of {', '.join(commands)}"
     raise Usage(f'unknown command {first!r}{near}')
 
+# %% ../nbs/25_cli.ipynb #4dcef3af
+def _part() -> None:
+    "Closes the group of several processes, whose threads could abort a process that ends before them."
+    distributed = sys.modules.get('torch.distributed')
+    if not (distributed and distributed.is_available()): return
+    if distributed.is_initialized(): distributed.destroy_process_group()
+
 # %% ../nbs/25_cli.ipynb #b0bb4bfa
 def main(argv: list[str] | None = None # words of the command line; sys.argv by default
         ) -> int: # exit status
@@ -243,6 +250,7 @@ def main(argv: list[str] | None = None # words of the command line; sys.argv by 
         argv = plugged(argv)
         command = _command(argv)
         with warnings_in_one_line(): _say(_answer(command, argv[1:]))
+        _part()
         return 0
     except (Exception, KeyboardInterrupt) as error:
         if shown: raise

@@ -67,6 +67,8 @@ class Codec:
                 ):
         self.vocab = checked_vocab(vocab)
 
+    def __repr__(self) -> str: return f'Codec({self.vocab})'
+
     def levels(self, like: Tensor) -> int | Tensor: # broadcastable to like
         "How many levels the dimensions have: one number, or theirs, where and as precise as `like`."
         if not isinstance(self.vocab, list): return self.vocab
@@ -183,6 +185,8 @@ def log_prob(self: Codec,
 class RealCodec:
     "Real-valued data as they are; decoder N(z_0 / alpha_0, exp(gamma_0)), a density."
     vocab = None
+
+    def __repr__(self) -> str: return 'RealCodec()'
 
     def encode(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         "The data themselves, in the model's precision."

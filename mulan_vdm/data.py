@@ -72,6 +72,10 @@ def _checked_labels(y: Tensor, n: int) -> Tensor: # int64 (n,)
     return y.long()
 
 # %% ../nbs/12_data.ipynb #6e1b3f3e
+def _kind_of(v: Tensor | None) -> str:
+    "Type and shape of a tensor, in words."
+    return 'None' if v is None else f"{str(v.dtype).removeprefix('torch.')} {tuple(v.shape)}"
+
 class _Examples(NamedTuple):
     x: Tensor
     y: Tensor | None = None
@@ -84,6 +88,9 @@ class Split(_Examples):
     def __new__(cls, x: Tensor, y: Tensor | None = None):
         x = _checked_examples(x)
         return super().__new__(cls, x, None if y is None else _checked_labels(y, len(x)))
+
+    def __repr__(self) -> str: # without the numbers
+        return 'Split({})'.format(', '.join(f'{name}: {_kind_of(v)}' for name, v in zip('xy', self)))
 
     @classmethod
     def _make(cls, fields): return cls(*fields) # what `_replace` calls
@@ -144,6 +151,17 @@ def _digest(*sides: Split, vocab: int | list | None) -> str: # 12 hexadecimal di
         for part in _pieces(chosen): digest.update(part.cpu().to(kind).contiguous().numpy().data)
     return digest.hexdigest()
 
+# %% ../nbs/12_data.ipynb #79e52ea2
+def _say_levels(x: Tensor # real numbers (N, ...)
+               ) -> None:
+    "A warning if they are levels in disguise: at most 256 values, each of them many times."
+    some = x[:max(1, 2**16 // max(1, math.prod(x.shape[1:])))]
+    found = len(some.unique())
+    if found > 256 or 8 * found > some.numel(): return
+    warnings.warn(f'train.x holds real numbers of only {found} values, which are levels: a density of '
+                  'them has no bound, and its bits/dim are not those of images; make them whole numbers '
+                  'from 0, and pass vocab=, how many there are', stacklevel=4)
+
 # %% ../nbs/12_data.ipynb #8e3c191f
 class _Facts(NamedTuple):
     name: str
@@ -173,6 +191,7 @@ class Data(_Facts):
         check_fits(vocab, event_shape)
         _check_side('train', train, vocab, event_shape)
         _check_side('test', test, vocab, event_shape)
+        if vocab is None: _say_levels(train.x)
         return super().__new__(cls, name, release, vocab, event_shape, train, test, path, loaded)
 
     @classmethod
@@ -902,9 +921,6 @@ def _folder(place: Path, size: int | tuple[int, int] | None, bits: int | None,
         raise ValueError(f"folder: {len(names)} images in {place} give {len(names) - n} test "
                          f"images; {remedy if names else _array_hint}")
     y = _labels(place, names, sides)
-    if n == len(names) - 1:
-        warnings.warn(f'folder: {place} has one test image, of which no standard error can be '
-                      'made; add images', stacklevel=2)
     dates = [(s.st_size, s.st_mtime_ns) for s in map(os.stat, map(place.joinpath, names))]
     x = _decoded(names, place.joinpath, (str(place.resolve()), dates), size, bits, grey)
     whole = Split(x, y)
@@ -983,7 +999,7 @@ def _told_axes(x: Tensor) -> str: # a letter for each
 def _channels_first(name: str, x: Tensor, axes: str | None = None) -> Tensor: # (N, C, ...)
     "Examples with channels in front; raises ValueError for axes that x does not have."
     letters = axes or _told_axes(x)
-    if len(letters) != x.ndim:
+    if not letters or len(letters) != x.ndim:
         has = f'{name!r} has shape {tuple(x.shape)}'
         if axes: raise ValueError(f'axes={axes}: {has}; give one letter for each of its axes')
         raise ValueError(f'arrays: {has}; save (N, D), (N, H, W), (N, C, H, W), (N, H, W, C) or '
@@ -1000,7 +1016,10 @@ def _array_images(name: str, read: Callable, vocab: int | list | None, size: int
     "Examples, changed as asked for; raises ValueError, which names the array."
     x = _channels_first(name, _read_array(name, read), axes)
     said = f'arrays: {name!r} holds {x.dtype} of shape {tuple(x.shape)}'
-    if vocab and x.is_floating_point(): raise ValueError(f'{said}; leave vocab out')
+    if vocab and x.is_floating_point():
+        if not all((part == part.round()).all() for part in _pieces(x)):
+            raise ValueError(f'{said}, which are not all whole numbers; leave vocab out')
+        x = x.int()
     if not (vocab or x.is_floating_point() or x.dtype == torch.uint8):
         raise ValueError(f'{said}; pass vocab=, the number of levels')
     if not (size or bits): return x
@@ -1187,7 +1206,9 @@ def _checked(name: str, bits: int | None, size: object, path: str | Path | None,
              options: dict # further arguments of `load`
             ) -> Source:
     "The entry of the table. Raises ValueError for an argument of `load` that does not fit."
-    if name not in sources: raise ValueError(f"name={name!r}: choose one of {', '.join(sources)}")
+    if name not in sources:
+        raise ValueError(f"name={name!r}: choose one of {', '.join(sources)}; images of your own are a "
+                         "folder, and path=... says where")
     source = sources[name]
     if source.levels is None and (bits, size) != (None, None):
         raise ValueError(f'bits={bits}, size={size}: {name} is points, not images; leave both out')
@@ -1244,6 +1265,9 @@ def load(name: str,               # 'digits', 'fashion_mnist', ...: an entry of 
         raise ValueError(''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(e))) from e
     if size and source.side: release += f', resized {source.side}->{size} by area'
     if bits: release += f', {bits} bits'
+    if len(test.x) == 1:
+        warnings.warn(f'{name}: {place} has one test image, of which no standard error can be made; '
+                      'add images', stacklevel=2)
     levels = None if train.x.is_floating_point() else options.get('vocab', source.levels)
     vocab = 2**bits if bits else levels
     at = os.path.abspath(place) if isinstance(place, Path) else None

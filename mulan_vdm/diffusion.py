@@ -142,18 +142,23 @@ def options(self: Diffusion) -> dict: # dtype and device
     return dict(dtype=self.reference.dtype, device=self.reference.device)
 
 @patch
+def extra_repr(self: Diffusion) -> str: # beside its modules, for whoever prints it
+    return f'events {self.event_shape}, {self.codec}'
+
+@patch
 def unsqueeze(self: Diffusion, t: Tensor) -> Tensor: # (B, 1, ..., 1)
     "One axis of length one per event axis."
     return t.reshape(-1, *[1] * len(self.event_shape))
 
 # %% ../nbs/07_diffusion.ipynb #1722b9e9
 @patch
-def gamma(self: Diffusion, t: Tensor, w: Tensor | None = None) -> Tensor: # broadcastable to x
+def gamma(self: Diffusion, t: Tensor | float, w: Tensor | None = None) -> Tensor: # broadcastable to x
     "gamma at times t (B,) for latents w; raises ValueError for times outside [0, 1]."
+    t = torch.as_tensor(t, **self.options)
     if not ((t >= 0) & (t <= 1)).all():
         raise ValueError(f"t has values in {t.min():g}..{t.max():g}, outside [0, 1]: "
                          "0 is data, 1 is noise")
-    return self.schedule(self.unsqueeze(t.to(self.reference.dtype)), w)
+    return self.schedule(self.unsqueeze(t), w)
 
 # %% ../nbs/07_diffusion.ipynb #5e4bcb0d
 def _check_weights(model: nn.Module) -> None:
@@ -197,10 +202,10 @@ def denoise(self: Diffusion, z_t: Tensor, t: Tensor, w: Tensor | None = None,
 def _step_times(T: int | Tensor, # number of even steps, or rising times (T + 1,) from 0 to 1
                 like: Tensor     # of the wanted precision
                ) -> Tensor:      # (T + 1,)
-    "The times between steps. Raises ValueError for T < 1 and times that do not rise from 0 to 1."
+    "The times between steps. Raises ValueError for other T and times that do not rise from 0 to 1."
     if not isinstance(T, Tensor):
-        if T < 1:
-            raise ValueError(f"T={T}: the number of steps is at least 1, "
+        if T < 1 or T % 1:
+            raise ValueError(f"T={T}: the number of steps is whole and at least 1, "
                              "or None for continuous time")
         return torch.arange(T + 1, dtype=like.dtype, device=like.device) / T
     times = T.to(like)
@@ -255,15 +260,34 @@ def _learn_times(self: Diffusion, t: Tensor, gamma_t: Tensor, rate: Tensor, loss
     if self.clock is not None: self.clock.observe(t, (rate * loss).detach())
 
 # %% ../nbs/07_diffusion.ipynb #855381ae
+def _images_in(x: object) -> str:
+    "Where the images are in what was passed in their place, as part of a message."
+    if hasattr(x, 'test'): return 'its images, data.test.x'
+    if hasattr(x, 'x'): return 'its images, split.x'
+    return 'a tensor, as torch.as_tensor(x) makes it'
+
 @patch
 def check(self: Diffusion, x: Tensor) -> None:
-    "Raises ValueError unless x is (B, *event) with B > 0, and what the codec raises."
+    """Raises TypeError or ValueError unless x is a tensor (B, *event) with B > 0, and what the codec
+    raises."""
+    if not isinstance(x, Tensor): raise TypeError(f"x is a {type(x).__name__}: pass {_images_in(x)}")
     if x.shape[1:] != self.event_shape:
         expected = ', '.join(map(str, self.event_shape))
         raise ValueError(f"x has shape {tuple(x.shape)}, "
                          f"the model's events are {self.event_shape}: pass (B, {expected})")
     if not len(x): raise ValueError("x has no examples: pass at least one")
     self.codec.check(x)
+
+# %% ../nbs/07_diffusion.ipynb #03c5a017
+def check_model(model: object) -> None:
+    "Raises TypeError for what is no `Diffusion`, and says where there is one."
+    if isinstance(model, nn.Module) and hasattr(model, 'event_shape'): return
+    remedy = 'pass what preset(...) or load_run(...)[0] gives'
+    if isinstance(model, nn.Module):
+        remedy = 'from_diffusers, or from_network of mulan_vdm.foreign, makes a model of it'
+    inside = [name for name in ('model', 'module') if hasattr(model, name)]
+    if inside: remedy = f'pass its .{inside[0]}'
+    raise TypeError(f"model is a {type(model).__name__}: {remedy}")
 
 # %% ../nbs/07_diffusion.ipynb #1876bacb
 @patch

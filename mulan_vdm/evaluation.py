@@ -19,7 +19,7 @@ from .schedules import Linear, Schedule
 from .processes import processes, Rows, share_out
 from .latents import cross_fitted, NoLatent
 from .codec import bits_per_dim
-from .diffusion import Diffusion, evaluating, Terms
+from .diffusion import check_model, Diffusion, evaluating, Terms
 from .sampling import check_labels
 
 # %% ../nbs/16_evaluation.ipynb #7924a49f
@@ -49,6 +49,13 @@ class Evaluation(NamedTuple):
     draws: int               # times and noises, or paths, per image or latent
     strata: Tensor | None = None # class of each image, if the set holds a fixed number of each
     extra: dict[str, object] = {} # what else the method says, of each image (N,) or of them all
+
+    def __repr__(self) -> str:
+        "Mean and standard error, nan where there is none, without the numbers of each image."
+        se = math.nan
+        with contextlib.suppress(ValueError): _, se = mean_se(self.bpd, self.strata)
+        return (f'Evaluation({self.bpd.mean():.4f} ± {se:.4f} bits/dim, {len(self.bpd)} images, '
+                f'{self.draws} draws each)')
 
     @property
     def noise_se(self) -> float:
@@ -252,23 +259,34 @@ def check_tail(draws: Tensor, # what each costs, any shape
 def _draws_for(x: Tensor, draws: int | None) -> int:
     "Draws per image, by default about 32,768 in all. Raises ValueError if they show no error."
     if draws is None: draws = max(2, 2**15 // max(1, len(x)))
-    if draws < 2 or len(x) == 0:
+    if draws < 2 or draws % 1 or len(x) == 0:
         raise ValueError(f"draws={draws} on {len(x)} images: "
-                         "at least 2 draws and one image are needed for an error estimate")
+                         "at least 2 draws, a whole number, and one image are needed for an error estimate")
     return draws
 
 def _batches(x: Tensor, y: Tensor | None, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
     "Images and their labels, if they have any, a batch at a time. Raises ValueError for no batch."
-    if batch_size < 1: raise ValueError(f"batch_size={batch_size}: pass at least 1")
+    if batch_size < 1 or batch_size % 1:
+        raise ValueError(f"batch_size={batch_size}: pass at least 1, a whole number")
     for i in range(0, len(x), batch_size):
         part = slice(i, i + batch_size)
         yield x[part], None if y is None else y[part]
 
+# %% ../nbs/16_evaluation.ipynb #f60be38a
+def check_asked(model: Diffusion, x: Tensor, y: Tensor | None,
+                strata: Tensor | None = None) -> None:
+    "Raises TypeError or ValueError for no model, and images, labels or classes that do not fit."
+    check_model(model)
+    model.check(x)
+    check_labels(model, y, len(x))
+    if strata is None or (isinstance(strata, Tensor) and strata.shape == (len(x),)): return
+    has = f'of shape {tuple(strata.shape)}' if isinstance(strata, Tensor) else f'a {type(strata).__name__}'
+    raise ValueError(f"strata is {has} for {len(x)} images: pass a tensor, the class of each, or None")
+
 # %% ../nbs/16_evaluation.ipynb #5d80e8ab
 def _drawn_batches(model: Diffusion, x: Tensor, y: Tensor | None, draws: int, batch_size: int,
                    seed: int) -> Iterator[tuple]: # images, labels, times, noises
-    "Every image once, with times and noise of its own. Raises ValueError for unknown labels."
-    check_labels(model, y, len(x))
+    "Every image once, with times and noise of its own."
     generator = torch.Generator().manual_seed(seed)
     for batch in _batches(x, y, batch_size):
         yield *batch, *_numbers(model, len(batch[0]), draws, 1, generator)
@@ -290,9 +308,10 @@ def evaluate(model: Diffusion, # usually the averaged one
              even: bool | None = None,
              y: Tensor | None = None # labels that the network is told (N,): the bound on -log p(x|y)
             ) -> Evaluation: # bits/dim; extra: even, and tail, the index of eq. (pareto)
-    """The bound on every image of x, exactly once. Raises ValueError for draws < 2, an empty x, labels
-    that the network does not know, and a schedule that even levels cannot replace;
-    FloatingPointError unless the bound is finite."""
+    """The bound on every image of x, exactly once. Raises TypeError or ValueError for draws < 2, what
+    are no images of the model, labels that the network does not know, and a schedule that even levels
+    cannot replace; FloatingPointError unless the bound is finite."""
+    check_asked(model, x, y, strata)
     draws = _draws_for(x, draws)
     even = _are_even(model, even)
     jobs = []
@@ -355,6 +374,7 @@ def bits_per_pixel(model: Diffusion, # usually the averaged one
                    even: bool | None = None # levels even in log SNR? By default where they can be
                   ) -> PixelBits:
     "What every dimension costs, by the draws of `evaluate`. Raises what `evaluate` raises."
+    check_asked(model, x, y)
     draws = _draws_for(x, draws)
     even = _are_even(model, even)
     jobs = [partial(_pixel_sums, model, *batch, T, times, noises, even)
@@ -412,9 +432,9 @@ def likelihood_ratio(model: Diffusion, # usually the averaged one
                     ) -> tuple[Tensor, Tensor]: # bits that each costs more than the first, errors (A,)
     """log2 p(x_0) / p(x_a) by the bound, @eq-paired-draws, and its standard error. Raises ValueError for
     fewer than two versions, and what `evaluate` raises."""
+    check_asked(model, x, y)
     if len(x) < 2 or draws < 2:
         raise ValueError(f"draws={draws} for {len(x)} versions: pass at least two of each")
-    check_labels(model, y, len(x))
     even = _are_even(model, even)
     at_once = max(2, batch_size // len(x))
     each = math.ceil(draws / at_once)
@@ -520,6 +540,7 @@ def classify(model: Diffusion, # whose network was trained with labels
             ) -> Classified:
     """Labels by likelihood, @eq-label-posterior. Raises ValueError for a network without classes, and
     fewer calls than two rounds need."""
+    check_asked(model, x, None)
     classes = getattr(model.net, 'classes', 0)
     if classes < 2:
         raise ValueError(f"the network knows {classes} labels, of which none can be found: train with "
@@ -527,7 +548,6 @@ def classify(model: Diffusion, # whose network was trained with labels
     if min(each, margin) <= 0 or calls < 2 * each * classes:
         raise ValueError(f"calls={calls} with each={each}, margin={margin} and {classes} labels: "
                          f"pass calls={2 * max(1, each) * classes} or more, and positive others")
-    model.check(x)
     even = _are_even(model, even)
     jobs = [partial(_sift, model, part, calls, each, margin, even, seed + i)
             for i, (part, _) in enumerate(_batches(x, None, batch_size))]
@@ -577,10 +597,10 @@ def importance_evaluate(model: Diffusion, # with a latent
                        ) -> Evaluation: # bits/dim; extra: plain, with one latent (N,), samples, even, tail
     """The K-draw bound on every image of x. Raises ValueError without a latent, for odd draws, and
     what `evaluate` raises."""
+    check_asked(model, x, y, strata)
     _check_latents(model, samples)
     if draws < 2 or draws % 2:
         raise ValueError(f"draws={draws}: pass an even number of them for each latent, 2 or more")
-    check_labels(model, y, len(x))
     even = _are_even(model, even)
     generator = torch.Generator().manual_seed(seed)
     jobs = []

@@ -8,6 +8,8 @@ __all__ = ['mean_se', 'Evaluation', 'evaluate', 'PixelBits', 'bits_per_pixel', '
 
 def check_tail(draws: torch.Tensor, remedy: str) -> float | None: ...
 
+def check_asked(model: mulan_vdm.diffusion.Diffusion, x: torch.Tensor, y: torch.Tensor | None, strata: torch.Tensor | None = ...) -> None: ...
+
 class _Shared(typing.NamedTuple):
     rows: mulan_vdm.processes.Rows
     image: torch.Tensor

@@ -37,8 +37,16 @@ from .evaluation import bits_per_pixel
 from .probing import Axes, describe, principal
 
 # %% ../nbs/22_plots.ipynb #3a70caa9
-def _tile(x: Tensor,       # integer images (N, C, H, W), C = 1 or 3
-          vocab: int | list, # number of levels
+def _shades(x: Tensor, # levels or real numbers, any shape
+            vocab: int | list | None # number of levels; None for real numbers
+           ) -> Tensor: # like x, in [0, 1]
+    "From black to white: from level 0 to the last, or from the least number to the largest."
+    x = x.float().cpu()
+    if vocab is not None: return x / (torch.tensor(vocab) - 1)
+    low, high = x.aminmax()
+    return (x - low) / (high - low).clamp(min=1e-30)
+
+def _tile(x: Tensor,       # shades of images (N, C, H, W), C = 1 or 3
           columns: int = 8 # images per row
          ) -> Tensor:      # (rows * (H + 1) + 1, columns * (W + 1) + 1, 3) in [0, 1]
     "Images side by side with a white line between; raises ValueError for other channels."
@@ -47,25 +55,25 @@ def _tile(x: Tensor,       # integer images (N, C, H, W), C = 1 or 3
     n, _, h, w = x.shape
     rows = math.ceil(n / columns)
     canvas = torch.ones(rows * (h + 1) + 1, columns * (w + 1) + 1, 3)
-    light = x.float().cpu() / (torch.tensor(vocab) - 1)
-    for i, image in enumerate(light):
+    for i, image in enumerate(x):
         row, column = divmod(i, columns)
         top, left = 1 + row * (h + 1), 1 + column * (w + 1)
         canvas[top:top + h, left:left + w] = image.permute(1, 2, 0)
     return canvas
 
 # %% ../nbs/22_plots.ipynb #e7d80068
-def _slices(x: Tensor) -> Tensor: # as it is; of volumes (N, C, D, H, W) images (N, C, H, D W)
-    "Slices of volumes side by side."
-    return x.transpose(2, 3).flatten(3) if x.ndim == 5 else x
+def _slices(x: Tensor) -> Tensor: # as it is; or images (N, 1 or 3, H, W) of more or of volumes
+    "Slices of volumes (N, C, D, H, W) side by side, and so are channels that are no colours."
+    if x.ndim == 5: x = x.transpose(2, 3).flatten(3)
+    if x.ndim != 4 or x.shape[1] in (1, 3): return x
+    return x.transpose(1, 2).flatten(2)[:, None]
 
 def _show(ax,             # of a figure
-          x: Tensor,      # integer images (N, C, H, W), volumes, signals, or points (N, D)
+          x: Tensor,      # images (N, C, H, W), volumes, signals, or points (N, D)
           vocab: int | list | None,
           columns: int    # images per row
          ) -> None:
     "Images as a grid, volumes as rows of slices, signals as lines; of points two coordinates."
-    x = _slices(x)
     if x.ndim == 3:
         ax.plot(x.flatten(0, 1).T.cpu(), lw=0.7)
         return
@@ -73,17 +81,18 @@ def _show(ax,             # of a figure
         ax.scatter(*x[:, :2].T.cpu(), s=4, alpha=0.5)
         ax.set_aspect('equal')
         return
-    ax.imshow(_tile(x, vocab, columns), interpolation='nearest')
+    ax.imshow(_tile(_slices(_shades(x, vocab)), columns), interpolation='nearest')
     ax.axis('off')
 
 # %% ../nbs/22_plots.ipynb #49293261
-def plot_images(x: Tensor,          # integer images (N, C, H, W), volumes, signals, or points (N, D)
-                vocab: int | list | None, # number of levels
+def plot_images(x: Tensor,          # images (N, C, H, W), volumes, signals, or points (N, D)
+                vocab: int | list | None, # number of levels; None for real numbers
                 columns: int = 8,   # images per row
                 title: str = '',    # above the grid
                 scale: float = 0.6  # inches per image
                ) -> Figure:
     "Images side by side, or slices of volumes; signals as lines, of points two coordinates."
+    x = torch.as_tensor(x)
     rows = math.ceil(len(x) / columns)
     size = (3.2, 3.2) if x.ndim < 4 else (columns * scale, rows * scale + 0.3)
     figure = Figure(size, layout='constrained')

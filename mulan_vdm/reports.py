@@ -150,7 +150,8 @@ def _whole(out: Path, anew: bool = True) -> Iterator[Path]: # refuse what is the
 def _subject(config: dict # of a run
           ) -> str:
     "What was trained on what, over its pictures."
-    return f"{config['system']} on {config['data']['name']}"
+    of = f" on {config['data']['name']}" if 'data' in config else '' # a model that was shared
+    return config['system'] + of
 
 # %% ../nbs/23_reports.ipynb #fca9e2e0
 def draw_run(run: str | Path, # run folder
@@ -273,7 +274,7 @@ def _flow(model: Diffusion, data: Data,
 # %% ../nbs/23_reports.ipynb #38f1b3b7
 class _Reported(Evaluation):
     "An evaluation that a run folder holds, printed as what there is to say of it."
-    def __str__(self) -> str: return self.text
+    def __repr__(self) -> str: return self.text
 
 # %% ../nbs/23_reports.ipynb #726cc4a8
 def _about(run: Run, data: Data) -> dict: # JSON-ready
@@ -516,10 +517,11 @@ def _labels(model: Diffusion, n: int, label: int | None) -> Tensor | None: # (n,
 # %% ../nbs/23_reports.ipynb #4a8638af
 def _read_latents(path: str | Path, size: int) -> Tensor: # means (N, size)
     "Latents of a file; raises FileNotFoundError or ValueError for a file that holds none of that size."
-    if not os.path.isfile(path):
+    file = Path(path).expanduser()
+    if not file.is_file():
         raise FileNotFoundError(f"latents='{path}' does not exist, or is no file: write it by "
                                 "mulan-vdm encode")
-    try: found = torch.from_numpy(np.load(path)['mean'] + 0.).float()
+    try: found = torch.from_numpy(np.load(file)['mean'] + 0.).float()
     except (KeyError, ValueError, IndexError, TypeError, EOFError, zipfile.BadZipFile):
         raise ValueError(f"latents='{path}' holds no array `mean`: write it by mulan-vdm encode") from None
     if found.shape[1:] != (size,) or not found.isfinite().all():
@@ -559,7 +561,7 @@ def _picture(argument: str, # that names the file, for messages
     "Raises ValueError for events that are no images, and a file that holds none of that size."
     if len(size) != 3 or size[0] not in (1, 3):
         raise ValueError(f"{argument}='{file}': the run's events are {size}, no images: leave it out")
-    try: found = read_image(Path(file), grey=size[0] == 1)
+    try: found = read_image(Path(file).expanduser(), grey=size[0] == 1)
     except ValueError as e: raise ValueError(f"{argument}={str(e).removeprefix('folder: ')}") from None
     if found.shape != size:
         its, own = (f'{h}x{w}' for _, h, w in (found.shape, size))
@@ -1015,7 +1017,7 @@ def compress_run(run: str | Path, # run folder, or mulan-digits, which comes wit
     out = _new_file('out', out)
     _check_absent(out)
     model, config, _ = load_run(run)
-    pictures = _Pictures(Path(images), model.event_shape) if images else None
+    pictures = _Pictures(Path(images).expanduser(), model.event_shape) if images else None
     data = load(**(config.get('data') or model.card['data']))
     model = model.to(device())
     x = pictures or getattr(data, split).x
@@ -1045,11 +1047,11 @@ def decompress_run(file: str | Path, # of `compress_run`
                   ) -> Result: # how many images
     """The images of a compressed file, as pictures or as an array. Raises FileExistsError if `out` is
     there, ValueError for a file that is damaged or another model's."""
-    out = Path(out)
+    out = _new_file('out', out)
     _check_absent(out)
-    _new_file('out', out)
-    if not Path(file).is_file(): raise FileNotFoundError(f"file={file} is no file: name one of compress")
-    data = Path(file).read_bytes()
+    file = Path(file).expanduser()
+    if not file.is_file(): raise FileNotFoundError(f"file={file} is no file: name one of compress")
+    data = file.read_bytes()
     held = contents(data)
     model = load_run(run)[0].to(device())
     model.reverse = Run(run).variance() or fixed_variance

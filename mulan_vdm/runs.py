@@ -28,7 +28,7 @@ from typing import Any, Callable, get_args, get_origin, Iterable, Iterator, Unio
 from . import __version__
 from .schedules import choose
 from .diffusion import Diffusion, Learned
-from .data import _brief, Data, load as load_data
+from .data import _brief, Data, load as load_data, sources
 from .systems import build, shipped, system_of, translated
 
 # %% ../nbs/14_runs.ipynb #ee1f11dc
@@ -505,8 +505,9 @@ def config(self: Run) -> dict:
         raise FileNotFoundError(f"{self} comes with the package and has no run folder: compress "
                                 "and decompress take it, in Python load_run does")
     if not path.exists():
-        raise FileNotFoundError(f"{self} is not a run folder: it has no config.json; "
-                                f"train with --out {self} first")
+        around = [p for p in self.path.parents[:2] if Run(p).file('config').exists()]
+        remedy = f"name {around[0]}" if around and self.path.exists() else f"train with --out {self} first"
+        raise FileNotFoundError(f"{self} is not a run folder: it has no config.json; {remedy}")
     found = _parsed(path, _content(path), _object, 'restore it from a copy')
     for part in ('data', 'model', 'fit'):
         if not isinstance(found.get(part, {}), dict):
@@ -687,11 +688,16 @@ def _card(run: Run, steps: int) -> dict: # facts for `save_pretrained`
     return {k: report[k] for k in ('steps', 'release', 'bpd', 'bpd_se', 'n') if k in report}
 
 # %% ../nbs/14_runs.ipynb #c6a53877
-def load_run(path: Path | str # run folder, `mulan-digits`, which comes with the package, or hf:user/name
+def _is_saved(path: Path | str) -> bool:
+    "Did `save_pretrained` write this folder, which is no run?"
+    return (Path(path).expanduser() / 'model.safetensors').is_file()
+
+def load_run(path: Path | str # run folder, or what `Diffusion.from_pretrained` takes, hf:user/name
             ) -> tuple[Diffusion, dict, int]:
     """The averaged model in evaluation mode, configuration, steps done; raises OSError or
     ValueError for a run that is not whole."""
-    if str(path).startswith('hf:') or (str(path) in shipped() and not Path(path).exists()):
+    known = str(path) in shipped() and not Path(path).exists()
+    if str(path).startswith('hf:') or known or _is_saved(path):
         model = Diffusion.from_pretrained(path)
         return model, model.config, model.card.get('steps', 0)
     run = Run(path)
@@ -743,8 +749,13 @@ def data(self: Run) -> Data:
     """The data that the run was trained on. Raises FileNotFoundError if they are gone, ValueError if
     it names none or they have changed."""
     if 'data' not in self.config:
-        raise ValueError(f"{self.file('config')} has no data: pass fit a config= that names them")
+        raise ValueError(f"{self.file('config')} has no data: name them by data=..., or pass fit a config= "
+                         "that names them")
     given = self.arguments('data', load_data)
+    if given['name'] not in sources:
+        raise ValueError(f"{self} was trained on data of your own, {given['name']}: ask about them in "
+                         "Python, evaluate(model, images), or import the module that enters them in "
+                         "sources, at the command line by --plugin")
     try: found = load_data(**given)
     except FileNotFoundError as e:
         if 'path' not in given: raise

@@ -11,13 +11,15 @@ import math
 import torch
 from fastcore.basics import patch
 from functools import partial
+from numbers import Integral
 from torch import Tensor
 from tqdm.auto import tqdm
 from typing import Callable, Iterator, NamedTuple
 from .noise import alpha, posterior, sigma, transition
 from .schedules import choose
 from .processes import Rows, processes, share_out
-from .diffusion import Diffusion, evaluating, fixed_variance, Reckoned, step_back
+from .diffusion import (check_model, Diffusion, evaluating, fixed_variance, Reckoned,
+                                 step_back)
 from .flow import check_double, drift, solve
 
 Denoise = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] # z_t, gamma_t -> x_hat, eps_hat
@@ -279,8 +281,9 @@ def _check_request(model: Diffusion, n: int, steps: int, batch_size: int | None,
     size = model.latent.size
     noise = (n, *model.event_shape)
     for name, v in dict(w=w, z_1=z_1).items(): _check_tensor(name, v)
-    if min(n, steps, 1 if batch_size is None else batch_size) < 1:
-        raise ValueError(f"n={n}, steps={steps}, batch_size={batch_size}: each must be at least 1")
+    for name, v in dict(n=n, steps=steps, batch_size=batch_size).items():
+        if v is None or (isinstance(v, Integral) and v >= 1): continue
+        raise ValueError(f"{name}={v}: pass a whole number, at least 1")
     if w is not None and w.shape != (n, size):
         remedy = (f"with a latent of width {size}: pass w of shape ({n}, {size})" if size
                   else "without a latent: leave w out")
@@ -357,6 +360,7 @@ def sample(model: Diffusion,
           ) -> Tensor: # (n, *event), integer pixels or real data
     """The last stage of `trajectory`, decoded; the model is in evaluation mode meanwhile. Raises
     what `trajectory` raises, and FloatingPointError for weights or samples not finite."""
+    check_model(model)
     stages = trajectory(model, n, steps, **kwargs)
     total = steps + 1 + kwargs.get('clean', False)
     hidden = not progress or processes()[0] > 0

@@ -94,6 +94,12 @@ def ends(self: Schedule) -> tuple[float, float]: # gamma(0), gamma(1)
     t = own.new_zeros([1] * (1 + len(self.event_shape)))  # on its device, in its precision
     return float(self(t).max()), float(self(t + 1).min())
 
+@patch
+def extra_repr(self: Schedule) -> str:
+    "Its ends, for whoever prints it; nothing where there are no numbers."
+    try: return 'gamma {:.4g} to {:.4g}'.format(*self.ends())
+    except (NotImplementedError, RuntimeError): return ''
+
 # %% ../nbs/01_schedules.ipynb #809cabe5
 def gamma_and_slope(schedule: Schedule, # any schedule
                     t: Tensor,          # times in [0, 1], any shape

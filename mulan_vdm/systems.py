@@ -17,9 +17,10 @@ import torch.nn as nn
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from contextlib import suppress
+from difflib import get_close_matches
 from functools import wraps
 from importlib.resources import files
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load as unpacked, save as packed
@@ -85,13 +86,28 @@ def _check_widest(arguments: dict[str, Any] # of a system
 # %% ../nbs/13_systems.ipynb #76f9a860
 systems: dict[str, Callable[..., Diffusion]] = {}
 
+def _bound(name: str, # of the function
+           signature: inspect.Signature, args: tuple, kwargs: dict) -> inspect.BoundArguments:
+    "Arguments with defaults; raises TypeError for those that are unknown, missing, or no shape."
+    try: bound = signature.bind(*args, **kwargs)
+    except TypeError as e:
+        unknown = [k for k in kwargs if k not in signature.parameters]
+        near = get_close_matches(unknown[0], signature.parameters, 1) if unknown else []
+        hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(signature.parameters)}"
+        raise TypeError(f"{name}: {e}: {hint}") from None
+    bound.apply_defaults()
+    shape = bound.arguments.get('event_shape', (1,))
+    if not isinstance(shape, (tuple, list)) or not all(isinstance(n, Integral) for n in shape):
+        raise TypeError(f"event_shape is a {type(shape).__name__}: pass the shape of one example, such as "
+                        "(1, 8, 8), data.event_shape")
+    return bound
+
 def system(function: Callable[..., Diffusion]) -> Callable[..., Diffusion]:
     "Decorator: enters a function in `systems`; its models remember their arguments."
     signature = inspect.signature(function)
     @wraps(function)
     def configured(*args, **kwargs) -> Diffusion:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
+        bound = _bound(function.__name__, signature, args, kwargs)
         arguments = _settled_by_data(bound.arguments)
         _check_widest(arguments)
         model = function(**arguments)
@@ -430,9 +446,11 @@ def preset(name: str,                # of an entry of `presets`
            **changes                 # arguments of its system that differ from the preset's
           ) -> Diffusion:
     """The model of a preset with new weights. Raises ValueError for an unknown name, TypeError for
-    an unknown argument."""
+    an unknown argument and what are no data."""
     chosen = choose('preset', name, presets)
     data = load(**chosen['data']) if data is None else data
+    if not isinstance(data, Data):
+        raise TypeError(f'data is a {type(data).__name__}: pass what load(...) returns')
     arguments = {**chosen['model'], **changes}
     model = systems[chosen['system']](data.event_shape, data.vocab, **arguments)
     model.config = dict(preset=name, **model.config)
@@ -567,6 +585,20 @@ def _check_weights(tensors: dict[str, torch.Tensor], where: object) -> None:
         if not v.isfinite().all():
             raise ValueError(f'{where}: {name} has values that are not finite: train again')
 
+# %% ../nbs/13_systems.ipynb #781dcf1a
+def _plain(name: str) -> str:
+    "The name of a tensor without torch.compile."
+    return name.replace('_orig_mod.', '')
+
+def plain_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    "The `state_dict` of a model as if no part of it were compiled."
+    return {_plain(name): v for name, v in model.state_dict().items()}
+
+def load_plain(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    "Loads what `plain_state` gave, compiled or not; raises RuntimeError if it does not fit."
+    names = {_plain(name): name for name in model.state_dict()}
+    model.load_state_dict({names.get(name, name): v for name, v in tensors.items()})
+
 # %% ../nbs/13_systems.ipynb #a29845fc
 @patch
 def save_pretrained(self: Diffusion,
@@ -579,11 +611,11 @@ def save_pretrained(self: Diffusion,
         raise ValueError(f'{type(self).__name__} has no configuration: build it by a system, such '
                          'as vdm, or by a function of yours with @system')
     facts = {**getattr(self, 'card', {}), **facts}
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if (folder / 'checkpoint').exists():
         raise FileExistsError(f'{folder} is a run folder, whose config.json would be lost: name '
                               'another')
-    tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in plain_state(self).items()}
     _check_weights(tensors, folder)
     config = json.dumps(dict(self.config, card=facts), indent=2, allow_nan=False)
     folder.mkdir(parents=True, exist_ok=True)
@@ -611,7 +643,8 @@ def _fetched(name: str, revision: str | None) -> Path:
 
 def _place_of(name: str | Path, revision: str | None) -> Path:
     "The folder of a model: itself, one that comes with the package, or one of the hub."
-    if Path(name).is_dir(): return Path(name)
+    here = Path(name).expanduser()
+    if here.is_dir(): return here
     if str(name) in shipped(): return Path(str(files('mulan_vdm') / 'pretrained' / str(name)))
     return _fetched(str(name).removeprefix('hf:'), revision)
 

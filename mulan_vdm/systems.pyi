@@ -3,6 +3,7 @@ import mulan_vdm.data
 import mulan_vdm.diffusion
 import mulan_vdm.latents
 import mulan_vdm.schedules
+import torch
 import torch.nn.modules.module
 import torch.overrides
 import typing
@@ -21,6 +22,10 @@ class _Unfilled(torch.overrides.TorchFunctionMode):
     ...
 
 def check_arguments(config: dict) -> None: ...
+
+def plain_state(model: torch.nn.modules.module.Module) -> dict[str, torch.Tensor]: ...
+
+def load_plain(model: torch.nn.modules.module.Module, tensors: dict[str, torch.Tensor]) -> None: ...
 
 def shipped() -> list[str]: ...
 

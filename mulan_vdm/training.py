@@ -23,7 +23,7 @@ from fastcore.basics import patch, store_attr
 from fastcore.meta import delegates
 from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
-from functools import partial
+from functools import partial, wraps
 from importlib.util import find_spec
 from numbers import Integral, Real
 from pathlib import Path
@@ -38,9 +38,9 @@ from .schedules import choose, Linear
 from .processes import (fast_products, mixed_seed, on_processors, processes, Rows,
                                  seeded)
 from .codec import bits_per_dim
-from .diffusion import Diffusion, evaluating, Terms
+from .diffusion import check_model, Diffusion, evaluating, Terms
 from .data import _brief, available, batches, Data
-from .systems import translated
+from .systems import load_plain, plain_state, translated
 from .runs import Run
 
 # %% ../nbs/15_training.ipynb #1e0ab4c2
@@ -153,7 +153,7 @@ def _check_tracker(track: str) -> None:
     "Raises ValueError for an unknown tracker, ModuleNotFoundError for one that is not installed."
     package = choose('track', track, _trackers)
     if find_spec(package) is None:
-        raise ModuleNotFoundError(f"track={track!r} needs a package: pip install {package}")
+        raise ModuleNotFoundError(f"tracking by {track} needs its package: pip install {package}")
 
 def _check_precision(precision: str) -> None:
     "Raises ValueError for an unknown name, and for one that processors do not have."
@@ -302,6 +302,8 @@ class Progress(NamedTuple):
     saved: bool = False # was a checkpoint written?
     validation: tuple[float, float] | None = None # bound on test images and its error, if looked at
 
+    def __repr__(self) -> str: return f'Progress({self.line()})' # without the model
+
     def line(self) -> str: # JSON, null for what is not finite
         "One line of metrics.jsonl; losses in bits/dim."
         rest = dict(lr=float(self.lr), grad_norm=self.grad_norm, seconds=round(self.seconds, 3))
@@ -363,8 +365,8 @@ def _adamw(model: Diffusion, **options) -> torch.optim.AdamW: # lr, betas, weigh
 def _state_tensors(model: Diffusion, average: _Average, optimizer: torch.optim.Optimizer,
                    skips: _Skips = _Skips(None)) -> dict[str, Tensor]:
     "Everything that training continues from, on the CPU, whole, by prefixed name."
-    named = {f'model.{k}': v for k, v in model.state_dict().items()}
-    named |= {f'ema.{k}': v for k, v in average.state_dict().items()}
+    named = {f'model.{k}': v for k, v in plain_state(model).items()}
+    named |= {f'ema.{k}': v for k, v in plain_state(average).items()}
     for i, state in optimizer.state_dict()['state'].items():
         named |= {f'optimizer.{i}.{k}': v for k, v in state.items()}
     if skips.scaler is not None:
@@ -380,8 +382,8 @@ def _named_with(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _restore(tensors: dict[str, Tensor], model: Diffusion, average: _Average) -> None:
     "Loads weights and average back; raises ValueError if they belong to another model."
     try:
-        model.load_state_dict(_named_with('model.', tensors))
-        average.load_state_dict(_named_with('ema.', tensors))
+        load_plain(model, _named_with('model.', tensors))
+        load_plain(average, _named_with('ema.', tensors))
     except RuntimeError as e:
         raise ValueError(f"the checkpoint belongs to another model: {_brief(e)}") from None
     average.count = int(average.n_averaged)
@@ -398,8 +400,8 @@ def _restore_scale(tensors: dict[str, Tensor], skips: _Skips) -> None:
 # %% ../nbs/15_training.ipynb #30fc6889
 def _state_like(model: Diffusion, average: _Average) -> dict[str, Tensor]:
     "What `_state_tensors` is like: names, types and shapes, before there is an optimizer."
-    named = {f'model.{k}': v for k, v in model.state_dict().items()}
-    named |= {f'ema.{k}': v for k, v in average.state_dict().items()}
+    named = {f'model.{k}': v for k, v in plain_state(model).items()}
+    named |= {f'ema.{k}': v for k, v in plain_state(average).items()}
     for i, p in enumerate(p for group in _weights(model) for p in group):
         moments = dict(step=torch.tensor(0.), exp_avg=p, exp_avg_sq=p)
         named |= {f'optimizer.{i}.{k}': v for k, v in moments.items()}
@@ -599,8 +601,10 @@ def _more_levels(theirs: int | list, own: int | list) -> bool: # in any dimensio
     if isinstance(theirs, list) or isinstance(own, list): return theirs != own
     return theirs > own
 
-def _check_data(model: Diffusion, data: Data, batch_size: int) -> None:
-    "Raises TypeError or ValueError for what is no data, or too little, or not the model's."
+def _check_data(model: Diffusion, data: Data, batch_size: int, flip: bool = False,
+                validate_every: int = 0) -> None:
+    "Raises TypeError or ValueError for what is no model or no data, or too little, or not the model's."
+    check_model(model)
     if not isinstance(data, Data):
         raise TypeError(f"data is of type {type(data).__name__}: pass what load(...) returns, "
                         "or a Data of your own")
@@ -609,15 +613,24 @@ def _check_data(model: Diffusion, data: Data, batch_size: int) -> None:
     if data.vocab is not None and _more_levels(data.vocab, model.codec.vocab):
         raise ValueError(f"vocab={model.codec.vocab} but the data have {data.vocab} levels: "
                          f"build the model with vocab={data.vocab}, or load them with fewer bits")
+    if flip and len(data.event_shape) != 3:
+        raise ValueError(f"flip=True: examples of shape {data.event_shape} are no images (C, H, W); "
+                         "leave it out")
+    if validate_every and not len(data.test.x):
+        raise ValueError(f"validate_every={validate_every}: {data.name} has no test images; leave it out")
     if batch_size > n:
         raise ValueError(f"batch_size={batch_size}: there are {n} examples to train on; "
                          f"set batch_size={n} or less")
 
-def _check_flip(flip: bool, data: Data) -> None:
-    "Raises ValueError for examples that cannot be mirrored."
-    if flip and len(data.event_shape) != 3:
-        raise ValueError(f"flip=True: examples of shape {data.event_shape} are no images (C, H, W); "
-                         "leave it out")
+# %% ../nbs/15_training.ipynb #b4c0296d
+def _check_learns(model: Diffusion) -> None:
+    "Raises ValueError where no gradient can come to the weights."
+    if torch.is_inference_mode_enabled():
+        raise ValueError("torch.inference_mode is on, in which nothing can be learned: call fit outside "
+                         "of it")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("model: none of its weights takes a gradient, so nothing can be learned: "
+                         "model.requires_grad_() lets all of them")
 
 # %% ../nbs/15_training.ipynb #86e3478b
 def _labels_for(model: Diffusion, y: Tensor | None, drop: float) -> Tensor | None:
@@ -662,31 +675,8 @@ def _described(model: Diffusion, data: Data, settings: dict) -> dict: # settings
     return dict(getattr(model, 'config', {}), data=_source(data), fit=settings, version=__version__)
 
 # %% ../nbs/15_training.ipynb #e39b339b
-class _Machine:
-    "What works off a batch, and how. Raises ValueError for settings that do not fit."
-    def __init__(self,
-                 track: str | None,          # also tell this tracker
-                 out: Path | str | None,     # where it keeps files
-                 flip: bool = False,         # mirror images at random? Bits are then those of such images
-                 precision: str = 'no',      # accelerate's mixed precision: no, bf16, fp16
-                 accumulate: int = 1,        # parts of the batch that a process works off in turn
-                 checkpointing: bool = False, # compute the network's blocks twice to save memory?
-                 compile: bool = False,      # compile the objective?
-                 cuda_graphs: bool = False,  # record a compiled step's launches, and play them again?
-                 shard: bool = False):       # spread the network's weights over the processes?
-        store_attr()
-        _check_shard(shard, compile, precision)
-        self.accelerator = _accelerator_for(precision, track, out)
-        if compile: _check_compiler(self.accelerator.device)
-        if cuda_graphs: _check_record(compile, accumulate, self.accelerator.device)
-        self.skips = _Skips(self.accelerator.scaler)
-        self.main = self.accelerator.is_main_process
-        self.shard = shard and self.accelerator.num_processes > 1
-
-# %% ../nbs/15_training.ipynb #e7f57de7
-@delegates()
-class _Session(_Machine):
-    "Where a training is kept, who hears of it, and what it runs on."
+class _Session:
+    "Where a training is kept and what it runs on. Raises ValueError for settings that do not fit."
     held = WeakValueDictionary() # the session of this process that holds a folder
 
     def __init__(self,
@@ -702,9 +692,20 @@ class _Session(_Machine):
                  track: str | None = None,   # also tell tensorboard, wandb, trackio or mlflow
                  progress: bool = True,      # show how it goes, by a bar or in a few lines?
                  stop: Callable[[], bool] = lambda: False, # asked after each step: save and end?
-                 **kwargs):                  # of `_Machine`
-        super().__init__(track, out, **kwargs)
+                 precision: str = 'no',      # accelerate's mixed precision: no, bf16, fp16
+                 accumulate: int = 1,        # parts of the batch that a process works off in turn
+                 checkpointing: bool = False, # compute the network's blocks twice to save memory?
+                 compile: bool = False,      # compile the objective?
+                 cuda_graphs: bool = False,  # record a compiled step's launches, and play them again?
+                 shard: bool = False):       # spread the network's weights over the processes?
         store_attr()
+        _check_shard(shard, compile, precision)
+        self.accelerator = _accelerator_for(precision, track, out)
+        if compile: _check_compiler(self.accelerator.device)
+        if cuda_graphs: _check_record(compile, accumulate, self.accelerator.device)
+        self.skips = _Skips(self.accelerator.scaler)
+        self.main = self.accelerator.is_main_process
+        self.shard = shard and self.accelerator.num_processes > 1
         self.run = None if out is None else Run(out)
         self.began = time.monotonic()
         self.saved = self.began
@@ -791,12 +792,15 @@ def continued(self: _Session,
 @patch
 def settle(self: _Session,
            config: dict, # by default
-           done: int     # steps
+           done: int,    # steps
+           steps: int    # asked for
           ) -> None:
-    "Stores the settings that a resumed run goes on with, and which of them changed."
+    """Stores the settings that a resumed run goes on with, and which of them changed; with nothing left
+    to train the old ones are still true."""
     if not (self.run and self.main and self.resume): return
     old = self.run.config
     new = self.config or {k: config[k] for k in ('fit', 'version')}
+    if done >= steps: new = {**new, 'fit': old.get('fit', {})}
     defaults = {name: p.default for name, p in inspect.signature(fit).parameters.items()}
     self.run.revise(new, done, _changes(old.get('fit', {}), new.get('fit', {}), defaults))
 
@@ -857,14 +861,15 @@ def _quick_bound(model: Diffusion,
                  x: Tensor, # images to judge by
                  T: int | None,
                  batch_size: int
-                ) -> tuple[float, float]: # bits/dim, standard error
+                ) -> tuple[float, float]: # bits/dim, standard error, nan for one image
     "The bound on the images, four draws each, with noise that is the same each time."
     rows = Rows(torch.Generator(model.reference.device).manual_seed(0))
     with evaluating(model), _on_even_levels(model, T):
         nats = [sum(model(part, T=T, rows=rows).vlb for _ in range(4)) / 4
                 for part in x.to(model.reference.device).split(batch_size)]
     bits = bits_per_dim(torch.cat(nats), model.event_shape)
-    return bits.mean().item(), bits.std().item() / math.sqrt(len(bits))
+    error = bits.std().item() / math.sqrt(len(bits)) if len(bits) > 1 else math.nan
+    return bits.mean().item(), error
 
 # %% ../nbs/15_training.ipynb #507e07d3
 def _wants_bars() -> bool:
@@ -979,6 +984,37 @@ def _rate(step: int, steps: int, lr: float, warmup: int,
     "Learning rate of a step, from 1 to steps."
     return lr * min(1, step / max(1, warmup)) * _decays[decay]((step - 1) / steps)
 
+# %% ../nbs/15_training.ipynb #4b359772
+class _Training:
+    "The steps of a training, made when they are asked for; a warning if nobody asked for one."
+    def __init__(self, steps: Iterator[Progress]):
+        self._steps = steps
+        self._asked = False
+
+    def __iter__(self) -> Iterator[Progress]: return self
+
+    def __next__(self) -> Progress:
+        self._asked = True
+        return next(self._steps)
+
+    def close(self) -> None:
+        self._asked = True
+        self._steps.close()
+
+    def __repr__(self) -> str:
+        return 'a training that takes its steps as they are asked for: for step in fit(...): pass'
+
+    def __del__(self):
+        if self._asked: return
+        warnings.warn('fit was never asked for a step, and nothing was trained: write '
+                      'for step in fit(...): pass', stacklevel=2)
+
+def _told_if_unused(steps_of: Callable[..., Iterator[Progress]]) -> Callable[..., Iterator[Progress]]:
+    "The same function; its steps are a `_Training`."
+    @wraps(steps_of)
+    def begin(*args, **kwargs) -> Iterator[Progress]: return _Training(steps_of(*args, **kwargs))
+    return begin
+
 # %% ../nbs/15_training.ipynb #0a980247
 def check_settings(settings: dict[str, Any] # arguments of `fit` by name
                   ) -> None:
@@ -992,6 +1028,7 @@ def check_settings(settings: dict[str, Any] # arguments of `fit` by name
     if asked['track'] is not None: _check_tracker(asked['track'])
 
 # %% ../nbs/15_training.ipynb #0a80a3fe
+@_told_if_unused
 @delegates(_Session)
 def fit(model: Diffusion,           # trained in place
         data: Data,                 # trains on its train split
@@ -1008,17 +1045,18 @@ def fit(model: Diffusion,           # trained in place
         beta_warmup: int = 0,       # steps over which that weight rises from zero
         seed: int = 0,              # of images, times, noise and latents
         drop: float = 0.1,          # probability of leaving out a label, for a network with classes
+        flip: bool = False,         # mirror images at random? Bits are then those of such images
         **kwargs) -> Iterator[Progress]: # after each step
     """AdamW on the bound in bits/dim. Raises TypeError or ValueError for bad settings or data, OSError
     for a folder used, locked or not writable, FloatingPointError when a term is not finite."""
     given = _stored(locals() | kwargs)
     check_settings(given | kwargs)
-    _check_data(model, data, batch_size)
+    _check_data(model, data, batch_size, flip, kwargs.get('validate_every', 0))
+    _check_learns(model)
     y = _labels_for(model, data.train.y, drop)
     average = _Average(model, ema)
     session = _Session(**kwargs)
     accelerator = session.accelerator
-    _check_flip(session.flip, data)
     _check_graph(model, session.compile)
     _check_shares(model, batch_size, session.accumulate, accelerator.num_processes)
     config = _described(model, data, given)
@@ -1028,22 +1066,22 @@ def fit(model: Diffusion,           # trained in place
         start = time.monotonic() - seconds
         wrapped, optimizer = session.prepare(model, average, tensors, lr=lr, betas=(0.9, 0.99),
                                              weight_decay=weight_decay)
-        session.settle(config, done)
+        session.settle(config, done, steps)
         device = accelerator.device
         x, y = (_at_hand(v, device) for v in (data.train.x, y))
         stream = batches(x, y, batch_size, seed, done, accelerator.process_index,
                          accelerator.num_processes)
         if data.train.x.nbytes > _many: stream = _ahead(stream)
         watch = _Watch(session.progress and session.main, done, steps, device)
-        part = data.test.some(min(256, len(data.test.x))).x
+        part = data.test.some(min(256, len(data.test.x)) or None).x
         judge = partial(_quick_bound, x=part, T=T, batch_size=batch_size)
         for step in range(done + 1, steps + 1):
             rate = _rate(step, steps, lr, warmup, decay)
             for group in optimizer.param_groups: group['lr'] = rate
             weight = beta * min(1, step / max(1, beta_warmup))
             parts = _parts_of(*next(stream), accelerator, session.accumulate, drop, (seed, step),
-                              session.flip)
-            with fast_products(True):
+                              flip)
+            with torch.enable_grad(), fast_products(True):
                 found = _train_step(accelerator, wrapped, optimizer, parts, (seed, step), clip, T,
                                     weight, session.asks(), session.skips)
             if not found.skipped: average.update_parameters(model)
