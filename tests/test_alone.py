@@ -1,6 +1,6 @@
 """Notebooks by themselves, copied into an empty folder: three here, all in `make notebooks-alone`. And
 the package without its extras: what needs one says so in one line, before any work."""
-import configparser, json, re, shutil, subprocess, sys
+import ast, configparser, json, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
 from mulan_vdm._needs import clone, extra
@@ -32,6 +32,24 @@ def test_what_is_long_or_live_is_guarded(path):
         lines = [l for l in source.splitlines() if not re.match(r'#\||import |from |\s*$', l)]
         assert lines[0].startswith('if '), f'{flag[0]}: {lines[0]}'
         assert all(l.startswith((' ', 'if ', ')')) for l in lines)
+
+brought = {'torch', 'torchvision', 'numpy', 'fastcore', 'matplotlib', 'accelerate', 'safetensors', 'tqdm',
+           'sklearn', 'scipy', 'PIL', 'psutil', 'huggingface_hub', 'msgpack', 'IPython', 'mulan_vdm'}
+
+def imported(source):
+    "Packages that a cell imports as it stands, not under an `if` or `try` of its own."
+    if source.startswith('#| hide\n#| eval: false'): return
+    for n in ast.parse(source).body:
+        if isinstance(n, ast.Import): yield from (a.name.split('.')[0] for a in n.names)
+        if isinstance(n, ast.ImportFrom) and not n.level: yield n.module.split('.')[0]
+
+@pytest.mark.parametrize('path', notebooks, ids=lambda p: p.stem)
+def test_a_page_says_what_it_needs_before_it_imports_it(path):
+    said = ''
+    for source in code(path):
+        said += source
+        for name in {*imported(source)} - brought - sys.stdlib_module_names:
+            assert re.search(rf"extra\('{name}\b", said), f'{name}: {source}'
 
 def test_what_is_missing_is_said_in_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
