@@ -1260,7 +1260,8 @@ def load(name: str,               # 'digits', 'fashion_mnist', ...: an entry of 
     if place is None: raise _not_found(name, source, path)
     if size == source.side: size = None
     if bits == 8: bits = None
-    try: release, train, test = source.read(place, size, bits, **options)
+    try:
+        with torch.device('cpu'): release, train, test = source.read(place, size, bits, **options)
     except ValueError as e: # a name may hold line breaks
         raise ValueError(''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(e))) from e
     if size and source.side: release += f', resized {source.side}->{size} by area'

@@ -196,7 +196,7 @@ def _as_fits(job: Callable[[Tensor], Tensor], # rows -> (5, B, K)
 # %% ../nbs/17_likelihood.ipynb #b36dffcc
 def _spread(n: int, most: int) -> Tensor: # indices
     "At most so many of n images, spread over all of them."
-    return torch.linspace(0, n - 1, min(n, most)).round().long()
+    return torch.linspace(0, n - 1, min(n, most), device='cpu').round().long()
 
 def _solver_error(found: Evaluation,
                   solved: Callable[[Tensor, float], Evaluation], # images, tolerance -> again
@@ -259,7 +259,8 @@ def ode_evaluate(model: Diffusion,      # usually the averaged one
         parts = torch.cat(share_out(jobs, title=title), 1)
         return _in_bits(parts, model.event_shape, importance, strata)
     with evaluating(model):
-        found = solved(torch.arange(len(x)), tolerance, 'following the flow' * progress)
+        all_of_them = torch.arange(len(x), device='cpu')
+        found = solved(all_of_them, tolerance, 'following the flow' * progress)
         eps = torch.finfo(model.reference.dtype).eps
         error = _solver_error(found, solved, tolerance, checked, eps)
     return found._replace(extra=found.extra | error)
