@@ -198,6 +198,7 @@ def _spread(n: int, most: int) -> Tensor: # indices
     "At most so many of n images, spread over all of them."
     return torch.linspace(0, n - 1, min(n, most), device='cpu').round().long()
 
+# %% ../nbs/17_likelihood.ipynb #d68ab026
 def _solver_error(found: Evaluation,
                   solved: Callable[[Tensor, float], Evaluation], # images, tolerance -> again
                   tolerance: float, # of what was found

@@ -57,6 +57,7 @@ def _exponents(vocab: int | list, n: int) -> float | list: # like vocab
     if isinstance(vocab, list): return [_exponents(v, n) for v in vocab]
     return round(math.log2(vocab) - n, 4)
 
+# %% ../nbs/13_systems.ipynb #6eacfce5
 def _settled_by_data(arguments: dict[str, Any] # of a system
                     ) -> dict[str, Any]:
     "The arguments, those that are None and follow the data or the schedule settled."
@@ -102,6 +103,7 @@ def _bound(name: str, # of the function
                         "(1, 8, 8), data.event_shape")
     return bound
 
+# %% ../nbs/13_systems.ipynb #bd240507
 def system(function: Callable[..., Diffusion]) -> Callable[..., Diffusion]:
     "Decorator: enters a function in `systems`; its models remember their arguments."
     signature = inspect.signature(function)
@@ -212,6 +214,7 @@ _settled = 'classes', 'reads', 'gamma_map', 'modulate', 'ends'
 denoiser.__delwrap__ = noise_schedule
 noise_schedule.__delwrap__ = MLP.__init__
 
+# %% ../nbs/13_systems.ipynb #c4894bbe
 def _ends(arguments: dict[str, Any]) -> tuple[float, float]: # of a system
     "The two ends of gamma that were asked for."
     return arguments['gamma_min'], arguments['gamma_max']
