@@ -43,7 +43,8 @@ def _whole(name: str, value: object, low: int, high: int | None = None) -> None:
 # %% ../nbs/12_data.ipynb #83bb426b
 def _pieces(x: Tensor) -> tuple[Tensor, ...]: # of whole examples
     "Consecutive parts of about 2**24 numbers: a mapped file is never in memory as a whole."
-    return x.split(max(1, 2**24 // max(1, math.prod(x.shape[1:]))))
+    numbers = max(1, math.prod(x.shape[1:])) # of an example
+    return x.split(max(1, 2**24 // numbers))
 
 def _checked_examples(x: Tensor) -> Tensor:
     "x; raises TypeError or ValueError unless it holds examples of finite numbers, one a row."
@@ -74,7 +75,9 @@ def _checked_labels(y: Tensor, n: int) -> Tensor: # int64 (n,)
 # %% ../nbs/12_data.ipynb #6e1b3f3e
 def _kind_of(v: Tensor | None) -> str:
     "Type and shape of a tensor, in words."
-    return 'None' if v is None else f"{str(v.dtype).removeprefix('torch.')} {tuple(v.shape)}"
+    if v is None: return 'None'
+    kind = str(v.dtype).removeprefix('torch.')
+    return f'{kind} {tuple(v.shape)}'
 
 class _Examples(NamedTuple):
     x: Tensor
@@ -91,7 +94,8 @@ class Split(_Examples):
         return super().__new__(cls, x, None if y is None else _checked_labels(y, len(x)))
 
     def __repr__(self) -> str: # without the numbers
-        return 'Split({})'.format(', '.join(f'{name}: {_kind_of(v)}' for name, v in zip('xy', self)))
+        said = [f'{name}: {_kind_of(v)}' for name, v in zip('xy', self)]
+        return f"Split({', '.join(said)})"
 
     @classmethod
     def _make(cls, fields): return cls(*fields) # what `_replace` calls
@@ -107,7 +111,8 @@ class Split(_Examples):
 
     def _at(self, rows: Tensor | slice) -> 'Split':
         "The examples of these rows, with their labels."
-        return Split(self.x[rows], None if self.y is None else self.y[rows])
+        y = None if self.y is None else self.y[rows]
+        return Split(self.x[rows], y)
 
 # %% ../nbs/12_data.ipynb #1d4bca2a
 def _levels(vocab: object # number of levels, or those of every dimension
@@ -620,7 +625,8 @@ sources['imagenet64'] = Source(
 # %% ../nbs/12_data.ipynb #e2465852
 def _in_test(name: str) -> bool:
     "Is the file of this relative name, with forward slashes, a test image? @eq-hash."
-    return int(hashlib.sha256(os.fsencode(name)).hexdigest(), 16) % 10 == 0
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return int(digest, 16) % 10 == 0
 
 # %% ../nbs/12_data.ipynb #12c7e331
 def _say_left_out(what: str, names: list[str]) -> None:
@@ -1291,7 +1297,8 @@ def load(name: str,               # 'digits', 'fashion_mnist', ...: an entry of 
 @lru_cache(maxsize=2)
 def _permutation(n: int, seed: int, epoch: int) -> np.ndarray: # (n,)
     "The order of the examples in an epoch."
-    return np.random.default_rng(np.random.SeedSequence([seed, epoch])).permutation(n)
+    mixed = np.random.SeedSequence([seed, epoch])
+    return np.random.default_rng(mixed).permutation(n)
 
 def batch_indices(n: int, # number of training examples
                   batch_size: int, seed: int, step: int) -> np.ndarray: # (batch_size,)

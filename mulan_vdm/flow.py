@@ -29,7 +29,10 @@ def drift(z: Tensor,       # noisy data (B, *event)
 def _along(model: Diffusion, gamma: Tensor, rate: Tensor, w: Tensor | None, y: Tensor | None
           ) -> Callable[[Tensor], Tensor]: # z (B, *event) -> its velocity
     "The flow at a noise level that rises at a rate."
-    return lambda z: rate * drift(z, model.denoise_at(z, gamma, w, y)[1], gamma)
+    def along(z: Tensor) -> Tensor:
+        _, eps_hat = model.denoise_at(z, gamma, w, y)
+        return rate * drift(z, eps_hat, gamma)
+    return along
 
 def velocity(model: Diffusion,
              t: Tensor,               # times in [0, 1], (B,)

@@ -146,7 +146,8 @@ def subset_kl(theta: Tensor, # logits (..., m)
               coins: Coins | None = None # toss(theta, k), if it is known already
              ) -> Tensor:    # nats (...), in 0..log C(m, k)
     "KL of q(w) to the uniform distribution over k-subsets. Raises ValueError for k outside 1..m."
-    return math.log(math.comb(theta.shape[-1], k)) - subset_entropy(theta, k, coins)
+    subsets = math.comb(theta.shape[-1], k)
+    return math.log(subsets) - subset_entropy(theta, k, coins)
 
 # %% ../nbs/04_subsets.ipynb #d43cfcf5
 def _heads(coins: Coins,
