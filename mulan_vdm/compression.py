@@ -179,6 +179,7 @@ def pop(self: _Stack, slot: int, mean: np.ndarray, std: np.ndarray,
     doubled = self.settled.notes.get((self.settled.group, 4 * slot + 2), 0)
     return (self.draw(*r.family(doubled)) + r.centre).reshape(mean.shape)
 
+# %% ../nbs/20_compression.ipynb #23206bef
 @patch
 def push(self: _Stack, slot: int, k: np.ndarray, mean: np.ndarray, std: np.ndarray,
          deviations: int) -> None:
@@ -280,6 +281,7 @@ def spacing(self: _Chain, i: int) -> Tensor: # like the level
     "Lattice of z_i, @eq-lattice."
     return torch.minimum(self.up(i)[1], self._least(i)) / 4
 
+# %% ../nbs/20_compression.ipynb #2c968d57
 @patch
 def _least(self: _Chain, i: int) -> Tensor: # like the level
     "What the standard deviation of p(z_i|z_{i+1}) is at least, whatever z_{i+1} is."
@@ -390,6 +392,7 @@ class _NoCode:
     def push(self, w: Tensor | None, x: Tensor | None) -> None:
         "The inverse of `pop`."
 
+# %% ../nbs/20_compression.ipynb #676713d5
 class _GaussianCode(_NoCode):
     "Numbers on a lattice of 1/64."
     def _told(self, x: Tensor | None, n: int) -> tuple:
@@ -606,6 +609,7 @@ def _digest(model: Diffusion,
 
 _table_rows = 48
 
+# %% ../nbs/20_compression.ipynb #402182b2
 def _table_of(model: Diffusion) -> np.ndarray: # whole numbers 0..255 (48, *event or ones)
     "The model's reverse variance, two octaves above one and fourteen below it; none if it was learned."
     if isinstance(model.reverse, Learned): return np.full((_table_rows, *[1] * len(model.event_shape)), 255)
@@ -630,6 +634,7 @@ def _varints(numbers: Sequence[int]) -> bytes:
         out.append(n)
     return bytes(out)
 
+# %% ../nbs/20_compression.ipynb #23fc6d7b
 def _read_varints(data: bytes) -> Iterator[int]:
     "The numbers of `_varints`."
     n = shift = 0
@@ -814,6 +819,7 @@ def _check_images(model: Diffusion, images: Sequence, batch_size: int) -> None:
                             "torch.as_tensor(images) makes it")
         model.check(part)
 
+# %% ../nbs/20_compression.ipynb #b95024f8
 @torch.no_grad()
 def compress(model: Diffusion,
              images: Sequence,      # integers (N, *event), or what is sliced into such tensors
@@ -853,6 +859,7 @@ def _check_model(model: Diffusion, held: Contents) -> None:
         raise ValueError(f"the file was written on a device {held.device}, the model is on "
                          f"{model.reference.device.type}: move the model there")
 
+# %% ../nbs/20_compression.ipynb #3bbe89a5
 def _differs(what: str) -> ValueError:
     "The error of a reader whose numbers are not the writer's."
     return ValueError(f"{what} from the checksum: the file is whole, but this machine computes other "
@@ -937,6 +944,7 @@ def _mosaic(x: np.ndarray # uint8 (n, c, h, w)
     tiled = full.reshape(rows, columns, c, h, w).transpose(2, 0, 3, 1, 4)
     return tiled.reshape(1, c, rows * h, columns * w)
 
+# %% ../nbs/20_compression.ipynb #8169fb58
 def _picture_coders() -> dict[str, dict]: # options of Pillow by name
     "What this installation can write without loss."
     coders = {'PNG': dict(format='PNG', optimize=True)}

@@ -216,6 +216,7 @@ def _check_found(nats: Tensor # (..., 4, N)
                              "finite: the bound is no number; look at the network's answers, "
                              "the ends of the schedule and the images")
 
+# %% ../nbs/16_evaluation.ipynb #f4fec7e8
 def _in_order(model: Diffusion,
               jobs: list[Callable[[], Tensor]], # batch by batch
               per: int, # jobs of a batch
@@ -403,6 +404,7 @@ class _Shared(NamedTuple):
     def rand(self, n: int, *shape: int, **how) -> Tensor:
         return self.rows.rand(self.images, *shape, **how)[self.image]
 
+# %% ../nbs/16_evaluation.ipynb #55cdd8d3
 def _paired_costs(model: Diffusion,
                   x: Tensor, # versions of images (B, *event)
                   y: Tensor | None, # their labels (B,)
@@ -492,6 +494,7 @@ def _above_best(costs: Tensor,  # (draws, N, C), nan for labels that are out
     place = best[None, :, None].expand(len(costs), -1, 1)
     return best, costs - costs.gather(2, place)
 
+# %% ../nbs/16_evaluation.ipynb #98bcb8fa
 def _losing(more: Tensor, # differences to the winner (draws, N, C), nan for labels that are out
             margin: float # standard errors
            ) -> Tensor: # (N, C)

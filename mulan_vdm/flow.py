@@ -62,7 +62,9 @@ def divergence(f: Callable[[Tensor], Tensor], # velocity of (B, *event), each ex
     return moved, traces
 
 # %% ../nbs/09_flow.ipynb #738aad3e
-def check_solver(tolerance: float = 1e-5, max_steps: int = 1000) -> None:
+def check_solver(tolerance: float = 1e-5, # error per step
+                 max_steps: int = 1000    # of `solve`: per path
+                ) -> None:
     "Raises ValueError unless the tolerance is positive and there is a step to take."
     if not 0 < tolerance < math.inf or max_steps < 1:
         raise ValueError(f"tolerance={tolerance}, max_steps={max_steps}: pass a positive error "

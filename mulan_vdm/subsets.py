@@ -20,6 +20,7 @@ def check_subset(m: int, # items
     "Raises ValueError unless 1 <= k <= m."
     if not 1 <= k <= m: raise ValueError(f"k={k}: a subset of m={m} items has 1 to {m} of them")
 
+# %% ../nbs/04_subsets.ipynb #cdff1750
 @torch.no_grad()
 def _tilt(theta: Tensor, # logits (..., m)
           k: int         # heads to expect
@@ -104,6 +105,7 @@ def _coin_log_prob(w: Tensor,   # heads, or their expectation, (..., m)
     tails = (1 - w) * F.logsigmoid(-coins.logit)
     return (heads + tails).sum(-1) - coins.log_hit
 
+# %% ../nbs/04_subsets.ipynb #2c1d333f
 def subset_log_prob(w: Tensor,     # k-hot (..., m)
                     theta: Tensor, # logits (..., m)
                     k: int         # size of the subset
@@ -157,6 +159,7 @@ def _heads(coins: Coins,
     left = torch.sigmoid(-by_item(coins.logit)) * fewer
     return by_item(u) <= chosen / (chosen + left)
 
+# %% ../nbs/04_subsets.ipynb #6e45b803
 def _left_to_choose(after: Tensor # how many are left after item i, if j = 0..k are, (m, ..., k + 1)
                    ) -> Tensor:   # (m, ..., 1)
     "How many are left when each item's turn comes, from the last to the first, @eq-left-to-choose."
