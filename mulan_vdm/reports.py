@@ -885,7 +885,9 @@ def describe_run(run: str | Path # run folder
     data = parts['data'].get('name', '?')
     steps = parts['fit'].get('steps', '?')
     lines = [f'{run}: {system} on {data}, {run.steps} of {steps} steps']
+    if 'card' in config: lines = [f"{run}: {system}, shared after {config['card'].get('steps', '?')} steps"]
     for name, part in parts.items():
+        if not part: continue
         said = ', '.join(f'{k}={v}' for k, v in part.items())
         lines.append(f'{name:5} {said}')
     if r := run.report():

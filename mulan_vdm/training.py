@@ -628,7 +628,8 @@ def _check_learns(model: Diffusion) -> None:
     if torch.is_inference_mode_enabled():
         raise ValueError("torch.inference_mode is on, in which nothing can be learned: call fit outside "
                          "of it")
-    if not any(p.requires_grad for p in model.parameters()):
+    learns = [p.requires_grad for p in model.parameters()]
+    if learns and not any(learns):
         raise ValueError("model: none of its weights takes a gradient, so nothing can be learned: "
                          "model.requires_grad_() lets all of them")
 
