@@ -192,6 +192,7 @@ def _function(command: str) -> Callable: # its arguments are the flags
     own = dict(train=_train, compare=reports.compare_runs, info=_info, convert=foreign.convert)
     return own.get(command) or getattr(reports, f'{command}_run')
 
+# %% ../nbs/25_cli.ipynb #c2674415
 def _flag_names(command: str) -> set[str]:
     "Arguments that are flags of a command, and appear in messages."
     from mulan_vdm.data import load

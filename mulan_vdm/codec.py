@@ -21,6 +21,7 @@ def _place(index: Tensor # of one dimension of an event
     index = index.tolist()
     return f"feature {index[0]}" if len(index) == 1 else f"dimension {tuple(index)}"
 
+# %% ../nbs/06_codec.ipynb #a3993ac0
 def checked_vocab(vocab: int | Sequence | Tensor # levels; or those of every dimension, of whatever depth
                  ) -> int | list:               # of plain numbers
     "Numbers of levels. Raises TypeError or ValueError unless they are whole and at least two."
@@ -107,6 +108,7 @@ def check_columns(name: str,  # of k, for messages
                      f"vocabulary 0..{int(levels[at]) - 1}: requantize it, or set its vocab to "
                      f"{int(high[at]) + 1}")
 
+# %% ../nbs/06_codec.ipynb #24e4e43a
 @patch
 def check(self: Codec, k: Tensor) -> None:
     "Raises TypeError unless pixels k are integer, ValueError unless they lie in the vocabulary."
@@ -159,6 +161,7 @@ def reach(self: Codec, gamma_0: float) -> int: # levels on either side
     beta = math.exp(min(-gamma_0, 700)) * (2 / most_levels(self.vocab)**2)
     return math.ceil(6 / math.sqrt(2 * max(beta, 1e-30)))
 
+# %% ../nbs/06_codec.ipynb #0082ba69
 @patch
 def log_prob(self: Codec,
              k: Tensor,       # pixels (B, *event)

@@ -179,6 +179,7 @@ def pop(self: _Stack, slot: int, mean: np.ndarray, std: np.ndarray,
     doubled = self.settled.notes.get((self.settled.group, 4 * slot + 2), 0)
     return (self.draw(*r.family(doubled)) + r.centre).reshape(mean.shape)
 
+# %% ../nbs/20_compression.ipynb #23206bef
 @patch
 def push(self: _Stack, slot: int, k: np.ndarray, mean: np.ndarray, std: np.ndarray,
          deviations: int) -> None:
@@ -280,6 +281,7 @@ def spacing(self: _Chain, i: int) -> Tensor: # like the level
     "Lattice of z_i, @eq-lattice."
     return torch.minimum(self.up(i)[1], self._least(i)) / 4
 
+# %% ../nbs/20_compression.ipynb #2c968d57
 @patch
 def _least(self: _Chain, i: int) -> Tensor: # like the level
     "What the standard deviation of p(z_i|z_{i+1}) is at least, whatever z_{i+1} is."
@@ -390,6 +392,7 @@ class _NoCode:
     def push(self, w: Tensor | None, x: Tensor | None) -> None:
         "The inverse of `pop`."
 
+# %% ../nbs/20_compression.ipynb #676713d5
 class _GaussianCode(_NoCode):
     "Numbers on a lattice of 1/64."
     def _told(self, x: Tensor | None, n: int) -> tuple:
@@ -401,18 +404,22 @@ class _GaussianCode(_NoCode):
 
     def pop(self, x: Tensor | None, n: int) -> Tensor: # (n, size)
         slot, *gaussian = self._told(x, n)
-        return torch.from_numpy(self.stack.pop(slot, *gaussian)).to(self.latent.reference) / 64
+        k = torch.from_numpy(self.stack.pop(slot, *gaussian))
+        return k.to(self.latent.reference) / 64
 
     def push(self, w: Tensor, x: Tensor | None) -> None:
         slot, *gaussian = self._told(x, len(w))
-        self.stack.push(slot, np.rint(64 * _numbers(w)).astype(np.int64), *gaussian)
+        k = np.rint(64 * _numbers(w)).astype(np.int64)
+        self.stack.push(slot, k, *gaussian)
 
 # %% ../nbs/20_compression.ipynb #0c395743
 class _CategoricalCode(_NoCode):
     "One choice."
     def _odds(self, x: Tensor | None, n: int) -> tuple[int, np.ndarray]:
-        logits = torch.zeros(n, self.latent.size) if x is None else self.latent.encode(x)
-        return self.slot + (x is None), _numbers(logits.double().softmax(-1))
+        unseen = x is None
+        logits = torch.zeros(n, self.latent.size) if unseen else self.latent.encode(x)
+        p = logits.double().softmax(-1)
+        return self.slot + unseen, _numbers(p)
 
     def pop(self, x: Tensor | None, n: int) -> Tensor: # (n, size)
         k = torch.from_numpy(self.stack.pop_choice(*self._odds(x, n)))
@@ -606,12 +613,14 @@ def _digest(model: Diffusion,
 
 _table_rows = 48
 
+# %% ../nbs/20_compression.ipynb #402182b2
 def _table_of(model: Diffusion) -> np.ndarray: # whole numbers 0..255 (48, *event or ones)
     "The model's reverse variance, two octaves above one and fourteen below it; none if it was learned."
     if isinstance(model.reverse, Learned): return np.full((_table_rows, *[1] * len(model.event_shape)), 255)
     knots = torch.linspace(*model.schedule.ends(), _table_rows, **model.options)
     reckoned = model.reverse(model.unsqueeze(knots), None, None).clamp(min=1e-9)
-    return np.rint(16 * (2 - np.log2(_numbers(reckoned)))).clip(0, 255).astype(int)
+    octaves = 2 - np.log2(_numbers(reckoned))
+    return np.rint(16 * octaves).clip(0, 255).astype(int)
 
 def _set_table(model: Diffusion, table: np.ndarray) -> None:
     "Gives the model the reverse variance of a table."
@@ -630,6 +639,7 @@ def _varints(numbers: Sequence[int]) -> bytes:
         out.append(n)
     return bytes(out)
 
+# %% ../nbs/20_compression.ipynb #23fc6d7b
 def _read_varints(data: bytes) -> Iterator[int]:
     "The numbers of `_varints`."
     n = shift = 0
@@ -669,7 +679,8 @@ class Contents(NamedTuple):
     def times(self) -> Tensor: # (T + 1,)
         "Between steps, from 0 to 1."
         if len(self.steps) > 1: return torch.tensor(self.steps, dtype=torch.float64) / 65536
-        return torch.arange(self.steps[0] + 1, dtype=torch.float64) / self.steps[0]
+        T = self.steps[0]
+        return torch.arange(T + 1, dtype=torch.float64) / T
 
     @property
     def coded_bits(self) -> int:
@@ -707,18 +718,20 @@ def _read(file: bytes) -> Contents:
     checks = (images * _check_bits(event_shape) + 7) // 8
     body = start + size
     shape = event_shape if columns > 1 else [1] * len(event_shape)
+    noted = zip(notes[::3], notes[1::3], notes[2::3])
     return Contents(file[8:16], bytes(device).decode(), tuple(event_shape), vocab, images, stored,
                     coder, stored_bytes, tuple(steps), tuple(groups),
-                    {(g, k): v for g, k, v in zip(notes[::3], notes[1::3], notes[2::3])},
+                    {(group, slot): moved for group, slot, moved in noted},
                     np.array(table).reshape(-1, *shape), sum, file[body:body + checks],
                     np.frombuffer(file[body + checks:], '<u4').astype(np.uint32))
 
 def _fit(held: Contents) -> bool:
     "Do the numbers of images, checksums, table and steps agree?"
     checks = (held.images * _check_bits(held.event_shape) + 7) // 8
-    return (held.stored + sum(held.groups) == held.images > 0 and held.stored > 0
-            and min(held.groups, default=1) > 0 and len(held.checks) == checks
-            and len(held.table) == _table_rows and held.steps[-1:] > (0,))
+    counted = held.stored + sum(held.groups) == held.images > 0
+    filled = held.stored > 0 and min(held.groups, default=1) > 0
+    measured = len(held.checks) == checks and len(held.table) == _table_rows
+    return counted and filled and measured and held.steps[-1:] > (0,)
 
 def contents(file: bytes # of `compress`
             ) -> Contents:
@@ -814,6 +827,7 @@ def _check_images(model: Diffusion, images: Sequence, batch_size: int) -> None:
                             "torch.as_tensor(images) makes it")
         model.check(part)
 
+# %% ../nbs/20_compression.ipynb #b95024f8
 @torch.no_grad()
 def compress(model: Diffusion,
              images: Sequence,      # integers (N, *event), or what is sliced into such tensors
@@ -853,6 +867,7 @@ def _check_model(model: Diffusion, held: Contents) -> None:
         raise ValueError(f"the file was written on a device {held.device}, the model is on "
                          f"{model.reference.device.type}: move the model there")
 
+# %% ../nbs/20_compression.ipynb #3bbe89a5
 def _differs(what: str) -> ValueError:
     "The error of a reader whose numbers are not the writer's."
     return ValueError(f"{what} from the checksum: the file is whole, but this machine computes other "
@@ -937,6 +952,7 @@ def _mosaic(x: np.ndarray # uint8 (n, c, h, w)
     tiled = full.reshape(rows, columns, c, h, w).transpose(2, 0, 3, 1, 4)
     return tiled.reshape(1, c, rows * h, columns * w)
 
+# %% ../nbs/20_compression.ipynb #8169fb58
 def _picture_coders() -> dict[str, dict]: # options of Pillow by name
     "What this installation can write without loss."
     coders = {'PNG': dict(format='PNG', optimize=True)}

@@ -43,7 +43,8 @@ def _whole(name: str, value: object, low: int, high: int | None = None) -> None:
 # %% ../nbs/12_data.ipynb #83bb426b
 def _pieces(x: Tensor) -> tuple[Tensor, ...]: # of whole examples
     "Consecutive parts of about 2**24 numbers: a mapped file is never in memory as a whole."
-    return x.split(max(1, 2**24 // max(1, math.prod(x.shape[1:]))))
+    numbers = max(1, math.prod(x.shape[1:])) # of an example
+    return x.split(max(1, 2**24 // numbers))
 
 def _checked_examples(x: Tensor) -> Tensor:
     "x; raises TypeError or ValueError unless it holds examples of finite numbers, one a row."
@@ -74,12 +75,15 @@ def _checked_labels(y: Tensor, n: int) -> Tensor: # int64 (n,)
 # %% ../nbs/12_data.ipynb #6e1b3f3e
 def _kind_of(v: Tensor | None) -> str:
     "Type and shape of a tensor, in words."
-    return 'None' if v is None else f"{str(v.dtype).removeprefix('torch.')} {tuple(v.shape)}"
+    if v is None: return 'None'
+    kind = str(v.dtype).removeprefix('torch.')
+    return f'{kind} {tuple(v.shape)}'
 
 class _Examples(NamedTuple):
     x: Tensor
     y: Tensor | None = None
 
+# %% ../nbs/12_data.ipynb #b39a48ea
 class Split(_Examples):
     "Examples of one side of a split. Raises TypeError or ValueError for what cannot be one."
     x: Tensor # integers (N, C, H, W) or (N, D), read-only if memory-mapped; or floats
@@ -90,7 +94,8 @@ class Split(_Examples):
         return super().__new__(cls, x, None if y is None else _checked_labels(y, len(x)))
 
     def __repr__(self) -> str: # without the numbers
-        return 'Split({})'.format(', '.join(f'{name}: {_kind_of(v)}' for name, v in zip('xy', self)))
+        said = [f'{name}: {_kind_of(v)}' for name, v in zip('xy', self)]
+        return f"Split({', '.join(said)})"
 
     @classmethod
     def _make(cls, fields): return cls(*fields) # what `_replace` calls
@@ -106,7 +111,8 @@ class Split(_Examples):
 
     def _at(self, rows: Tensor | slice) -> 'Split':
         "The examples of these rows, with their labels."
-        return Split(self.x[rows], None if self.y is None else self.y[rows])
+        y = None if self.y is None else self.y[rows]
+        return Split(self.x[rows], y)
 
 # %% ../nbs/12_data.ipynb #1d4bca2a
 def _levels(vocab: object # number of levels, or those of every dimension
@@ -173,6 +179,7 @@ class _Facts(NamedTuple):
     path: str | None = None
     loaded: dict | None = None
 
+# %% ../nbs/12_data.ipynb #f56b23db
 class Data(_Facts):
     "A data set of a named release with a fixed split. Raises ValueError for parts that do not fit."
     name: str # the name given to `load`
@@ -323,6 +330,7 @@ def _brief(said: object) -> str:
     "What somebody else has to say, in one line that is not too long."
     return ' '.join(str(said).split())[:200]
 
+# %% ../nbs/12_data.ipynb #47591143
 def _fetched(name: str, source: Source, path: str | Path | None) -> Path:
     "Gets the files of a data set and says where they are; raises what says how else to get them."
     if source.download is None:
@@ -373,6 +381,7 @@ def _unpacked(file: Path, name: str) -> bytes:
         raise ValueError(f"{name}: '{place}' holds more than {_idx_most:,} bytes; fetch it again")
     return raw
 
+# %% ../nbs/12_data.ipynb #9020accf
 def _read_idx(raw: bytes) -> Tensor:
     "The uint8 tensor in an idx file: 0, 0, type, number of axes, big-endian sizes, bytes."
     axes = raw[3]
@@ -522,6 +531,7 @@ class _Archive(NamedTuple):
     labels: tuple # shape of its labels
     sums: tuple   # check sums of both
 
+# %% ../nbs/12_data.ipynb #604f6d74
 def _imagenet_archive(file: Path, side: int) -> _Archive:
     "What the archive `file` holds; raises ValueError for what is none of `side` pixels."
     name = f"imagenet{side}: '{file}'"
@@ -615,7 +625,8 @@ sources['imagenet64'] = Source(
 # %% ../nbs/12_data.ipynb #e2465852
 def _in_test(name: str) -> bool:
     "Is the file of this relative name, with forward slashes, a test image? @eq-hash."
-    return int(hashlib.sha256(os.fsencode(name)).hexdigest(), 16) % 10 == 0
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return int(digest, 16) % 10 == 0
 
 # %% ../nbs/12_data.ipynb #12c7e331
 def _say_left_out(what: str, names: list[str]) -> None:
@@ -674,6 +685,7 @@ _starts = b'\x89PNG', b'\xff\xd8\xff', b'GIF8', b'II*\0', b'MM\0*', b'RIFF'
 _others = set('heic heif avif jp2 j2k jpx jxl svg psd eps ps pdf ico tga exr hdr dcm dng cr2 cr3 '
               'nef arw orf rw2 raf raw mp4 mov avi mkv webm'.split()) # pictures that are not read
 
+# %% ../nbs/12_data.ipynb #6d129d2c
 def _is_image(file: Path) -> bool:
     "Is the file meant to be read? Raises ValueError for pictures in a format that is not."
     ending = file.suffix[1:].lower()
@@ -740,6 +752,7 @@ def _is_test(name: str, sides: dict[str, str]) -> bool:
     "Is the file of this relative name a test image?"
     return sides[name.split('/')[0]] == 'test' if sides else _in_test(name)
 
+# %% ../nbs/12_data.ipynb #10e4cbd3
 def _check_classes(place: Path, names: list[str], labels: list[str], sides: dict[str, str]) -> None:
     "Raises ValueError for images without a class beside others, warns of classes to test alone."
     if '' in labels:
@@ -810,6 +823,7 @@ def _upright(im: 'Image', grey: bool) -> Tensor: # uint8 (1 or 3, H, W)
     if grey or im.mode in ('1', 'L'): return torch.from_numpy(np.array(im.convert('L')))[None]
     return torch.from_numpy(np.array(im.convert('RGB'))).permute(2, 0, 1)
 
+# %% ../nbs/12_data.ipynb #ec2bf1a9
 def _cropped(x: Tensor, # (..., H, W)
              shape: tuple[int, int] # h, w
             ) -> Tensor: # a view (..., a, b)
@@ -863,6 +877,7 @@ def _same_shape(images: Iterator[Tensor], names: list[str]) -> Iterator[Tensor]:
                              "pass size=... to crop and resize")
         yield image
 
+# %% ../nbs/12_data.ipynb #4ffb5d68
 def _kept(images: Iterator[Tensor], shape: tuple[int, ...], of: object) -> Tensor:
     "Images of this shape in memory or, when there are too many, in a file of the cache."
     if math.prod(shape) <= _in_memory:
@@ -958,6 +973,7 @@ def _from_npy(file: Path) -> np.ndarray: # mapped
     with open(file, 'rb') as f: _array_header(f)
     return np.load(file, mmap_mode='r')
 
+# %% ../nbs/12_data.ipynb #d68a4c35
 def _array_readers(place: Path) -> dict[str, Callable]: # by the array's name
     "How each array in a file or folder is read; raises ValueError for what holds none."
     with _refused(f"arrays: '{place}' is no .npy file, .npz archive or folder of .npy files",
@@ -1032,6 +1048,7 @@ def _array_images(name: str, read: Callable, vocab: int | list | None, size: int
         raise ValueError(f'{said}, less than size={size}; choose a smaller one')
     return shrink(_cropped(x, (h, w)), (h, w), bits)
 
+# %% ../nbs/12_data.ipynb #444482bb
 def _array_labels(name: str, read: Callable) -> Tensor: # (N,)
     "Class numbers; raises ValueError, which names the array."
     y = _read_array(name, read)
@@ -1190,6 +1207,7 @@ def _checked_size(name: str, size: object, side: int | None) -> int | tuple[int,
     if side: raise ValueError(f'size={tuple(size)}: {name} is square; choose one number')
     return tuple(size)
 
+# %% ../nbs/12_data.ipynb #55003565
 def _check_axes(axes: object) -> None:
     "Raises ValueError for letters that an array's axes do not have."
     if axes not in _axes: raise ValueError(f"axes={axes!r}: choose one of {', '.join(_axes)}")
@@ -1260,7 +1278,8 @@ def load(name: str,               # 'digits', 'fashion_mnist', ...: an entry of 
     if place is None: raise _not_found(name, source, path)
     if size == source.side: size = None
     if bits == 8: bits = None
-    try: release, train, test = source.read(place, size, bits, **options)
+    try:
+        with torch.device('cpu'): release, train, test = source.read(place, size, bits, **options)
     except ValueError as e: # a name may hold line breaks
         raise ValueError(''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(e))) from e
     if size and source.side: release += f', resized {source.side}->{size} by area'
@@ -1278,7 +1297,8 @@ def load(name: str,               # 'digits', 'fashion_mnist', ...: an entry of 
 @lru_cache(maxsize=2)
 def _permutation(n: int, seed: int, epoch: int) -> np.ndarray: # (n,)
     "The order of the examples in an epoch."
-    return np.random.default_rng(np.random.SeedSequence([seed, epoch])).permutation(n)
+    mixed = np.random.SeedSequence([seed, epoch])
+    return np.random.default_rng(mixed).permutation(n)
 
 def batch_indices(n: int, # number of training examples
                   batch_size: int, seed: int, step: int) -> np.ndarray: # (batch_size,)

@@ -169,6 +169,7 @@ def _check_weights(model: nn.Module) -> None:
         raise FloatingPointError(f"weights not finite: {bad} of {p.numel()} numbers of {name}; "
                                  "go back to a checkpoint from before, and lower lr or clip")
 
+# %% ../nbs/07_diffusion.ipynb #46959f52
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and exact products inside; the mode that each part of the model had is
@@ -266,6 +267,7 @@ def _images_in(x: object) -> str:
     if hasattr(x, 'x'): return 'its images, split.x'
     return 'a tensor, as torch.as_tensor(x) makes it'
 
+# %% ../nbs/07_diffusion.ipynb #a898f18c
 @patch
 def check(self: Diffusion, x: Tensor) -> None:
     """Raises TypeError or ValueError unless x is a tensor (B, *event) with B > 0, and what the codec
@@ -353,6 +355,7 @@ def _between(levels: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]: # both lik
     j = j.clamp(0, len(levels) - 2)
     return j, ((gamma - levels[j]) / (levels[j + 1] - levels[j])).clamp(0, 1)
 
+# %% ../nbs/07_diffusion.ipynb #4aa2ad6d
 class Matched(NamedTuple):
     "A measured reverse variance: lines between the logarithms of squared errors at rising levels."
     levels: Tensor    # noise levels (K,), rising
@@ -387,6 +390,7 @@ def _coded(self: Diffusion, images: Tensor, # (B, *event)
     x = self.codec.encode(images.to(self.reference.device), self.reference.dtype)
     return x, self.latent(x, rows)[0]
 
+# %% ../nbs/07_diffusion.ipynb #b8af475f
 @patch
 def _table_levels(self: Diffusion, levels: int) -> Tensor: # at most (levels,), rising
     "Where errors are measured. Raises ValueError for a schedule that does not end."
@@ -577,6 +581,7 @@ def _step_costs(self: Diffusion, x: Tensor, # images (B, *event)
             costs[i, j] = _total(0.5 * a * _charged(error, reckoned, a)).mean()
     return costs
 
+# %% ../nbs/07_diffusion.ipynb #bfc35ee6
 @patch
 def best_steps(self: Diffusion,
                x: Tensor,             # training images, as many as fit into one batch

@@ -32,7 +32,7 @@ def mean_se(values: Tensor, # one per image (N,)
     if len(values) < 2:
         raise ValueError(f"{len(values)} image of which no standard error can be made: "
                          "add test images, two at least")
-    if strata is None: strata = torch.zeros(len(values), dtype=torch.long)
+    if strata is None: strata = values.new_zeros(len(values), dtype=torch.long)
     groups = [values[strata == c] for c in strata.unique()]
     if min(map(len, groups)) < 2:
         raise ValueError(f"a class with one image among {len(values)} has no spread: "
@@ -92,8 +92,8 @@ def table(self: Evaluation) -> str: # for people
 def _even_times(n: int, draws: int, generator: torch.Generator,
                 dtype: torch.dtype) -> Tensor: # (draws, n) in [0, 1)
     "For each of n images `draws` evenly spaced times from a random offset of its own."
-    offset = torch.rand(n, generator=generator, dtype=torch.float64)
-    steps = torch.arange(draws)[:, None] / draws
+    offset = torch.rand(n, generator=generator, dtype=torch.float64, device=generator.device)
+    steps = torch.arange(draws, device=generator.device)[:, None] / draws
     return ((offset + steps) % 1).to(dtype).clamp(max=1 - 2**-24)
 
 # %% ../nbs/16_evaluation.ipynb #226be657
@@ -101,7 +101,7 @@ def _child(generator: torch.Generator,
            device: torch.device | str = 'cpu' # of the child
           ) -> torch.Generator:
     "A generator seeded by one draw of another, whose next numbers do not depend on its use."
-    seed = torch.randint(2**62, (), generator=generator)
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
     return torch.Generator(device).manual_seed(int(seed))
 
 # %% ../nbs/16_evaluation.ipynb #0870286c
@@ -216,6 +216,7 @@ def _check_found(nats: Tensor # (..., 4, N)
                              "finite: the bound is no number; look at the network's answers, "
                              "the ends of the schedule and the images")
 
+# %% ../nbs/16_evaluation.ipynb #f4fec7e8
 def _in_order(model: Diffusion,
               jobs: list[Callable[[], Tensor]], # batch by batch
               per: int, # jobs of a batch
@@ -239,7 +240,7 @@ def _tail_index(values: Tensor # draws, any shape
     M = len(x)
     if M < 5: return math.nan, M
     points = 30 + int(math.sqrt(M))
-    rank = torch.arange(points, dtype=torch.float64) + 0.5
+    rank = torch.arange(points, dtype=torch.float64, device=x.device) + 0.5
     b = 1 / x[-1] + (1 - (points / rank).sqrt()) / (3 * x[int(M / 4 + 0.5) - 1])
     k = torch.log1p(-b[:, None] * x).mean(1)
     weight = torch.softmax(M * (torch.log(-b / k) - k - 1), 0)
@@ -350,7 +351,7 @@ def _pixel_sums(model: Diffusion,
                 even: bool # noise levels even in log SNR?
                ) -> Tensor: # (5, B, D): sums of terms, the latent's spread evenly; of squared costs; nats
     "Running sums over the draws."
-    sums = torch.zeros(5, len(x), math.prod(model.event_shape), dtype=torch.float64)
+    sums = torch.zeros(5, len(x), math.prod(model.event_shape), dtype=torch.float64, device='cpu')
     x = x.to(model.reference.device)
     rows = [Rows(noise) for noise in noises]
     for terms in _each_draw(model, x, y, T, times, rows, even, per_dimension=True):
@@ -403,6 +404,7 @@ class _Shared(NamedTuple):
     def rand(self, n: int, *shape: int, **how) -> Tensor:
         return self.rows.rand(self.images, *shape, **how)[self.image]
 
+# %% ../nbs/16_evaluation.ipynb #55cdd8d3
 def _paired_costs(model: Diffusion,
                   x: Tensor, # versions of images (B, *event)
                   y: Tensor | None, # their labels (B,)
@@ -492,6 +494,7 @@ def _above_best(costs: Tensor,  # (draws, N, C), nan for labels that are out
     place = best[None, :, None].expand(len(costs), -1, 1)
     return best, costs - costs.gather(2, place)
 
+# %% ../nbs/16_evaluation.ipynb #98bcb8fa
 def _losing(more: Tensor, # differences to the winner (draws, N, C), nan for labels that are out
             margin: float # standard errors
            ) -> Tensor: # (N, C)
@@ -566,7 +569,7 @@ def _combined(nats: Tensor, # terms by each latent and each set of times (K, 2, 
     bound = bits(cross_fitted(*costs.unbind(1)))
     noise = torch.full_like(bound, math.nan)
     if samples > 1:
-        without = [cross_fitted(*costs[kept].unbind(1)) for kept in ~torch.eye(samples).bool()]
+        without = [cross_fitted(*costs[kept].unbind(1)) for kept in ~torch.eye(samples, device='cpu').bool()]
         noise = bits(torch.stack(without).std(0, unbiased=False)) * math.sqrt(samples - 1)
     terms = dict(zip(Terms._fields, bits(nats.mean((0, 1)))))
     plain = sum(terms.values())

@@ -29,7 +29,10 @@ def drift(z: Tensor,       # noisy data (B, *event)
 def _along(model: Diffusion, gamma: Tensor, rate: Tensor, w: Tensor | None, y: Tensor | None
           ) -> Callable[[Tensor], Tensor]: # z (B, *event) -> its velocity
     "The flow at a noise level that rises at a rate."
-    return lambda z: rate * drift(z, model.denoise_at(z, gamma, w, y)[1], gamma)
+    def along(z: Tensor) -> Tensor:
+        _, eps_hat = model.denoise_at(z, gamma, w, y)
+        return rate * drift(z, eps_hat, gamma)
+    return along
 
 def velocity(model: Diffusion,
              t: Tensor,               # times in [0, 1], (B,)
@@ -62,7 +65,9 @@ def divergence(f: Callable[[Tensor], Tensor], # velocity of (B, *event), each ex
     return moved, traces
 
 # %% ../nbs/09_flow.ipynb #738aad3e
-def check_solver(tolerance: float = 1e-5, max_steps: int = 1000) -> None:
+def check_solver(tolerance: float = 1e-5, # error per step
+                 max_steps: int = 1000    # of `solve`: per path
+                ) -> None:
     "Raises ValueError unless the tolerance is positive and there is a step to take."
     if not 0 < tolerance < math.inf or max_steps < 1:
         raise ValueError(f"tolerance={tolerance}, max_steps={max_steps}: pass a positive error "

@@ -225,6 +225,7 @@ def _started_at(model: Diffusion,
     moved = Diffusion(model.net, line, model.codec, model.event_shape)
     return moved.to(**model.options).eval()
 
+# %% ../nbs/21_foreign.ipynb #b3a247c1
 def best_start(model: Diffusion,
                x: Tensor, # training images (B, *event)
                gammas: list[float],         # starts to try
@@ -262,6 +263,7 @@ def _flat(tree: Any, path: str = '') -> dict[str, Any]:
         ends |= _flat(branch, f'{path}/{name}' if path else str(name))
     return ends
 
+# %% ../nbs/21_foreign.ipynb #bc5e6c08
 def _read_flax(file: str | Path) -> dict[str, Tensor]:
     """Arrays of a checkpoint of Flax by path. Raises FileNotFoundError, ValueError for a file that
     is none."""
@@ -286,6 +288,7 @@ def _layer(arrays: dict[str, Tensor], # by path; what is used is taken out
         if v is not None: found[ours] = v.permute(order[v.ndim]).contiguous()
     return found
 
+# %% ../nbs/21_foreign.ipynb #fb3b2388
 def _parts(arrays: dict[str, Tensor], path: str,
            ours: str,            # name of the module that they become
            names: dict[str, str] # of its layers, by ours
@@ -318,6 +321,7 @@ def _block(arrays: dict[str, Tensor], path: str, ours: str) -> dict[str, Tensor]
     if (skip := f'{ours}.skip.weight') in found: found[skip] = _pixelwise(found[skip])
     return found
 
+# %% ../nbs/21_foreign.ipynb #39bd9680
 def _attention(arrays: dict[str, Tensor], path: str, ours: str) -> dict[str, Tensor]:
     "An attention block: queries, keys and values are one convolution of ours."
     found = _parts(arrays, path, ours, dict(norm='GroupNorm_0', out='proj_out'))
@@ -405,6 +409,7 @@ def _sizes(arrays: dict[str, Tensor]) -> tuple[str, dict[str, Any]]: # system, a
     width = arrays['encoder_model/conv_in/kernel'].shape[3]
     return 'mulan', dict(model, m=m, hidden=hidden, encoder_channels=width)
 
+# %% ../nbs/21_foreign.ipynb #e39751ac
 def _described(arrays: dict[str, Tensor]) -> str:
     "What there is, in a line: the first names and how many follow."
     if not arrays: return 'no arrays'

@@ -203,6 +203,7 @@ def atypical(bits: Tensor, # bits/dim of images (N,)
     "How far from the mean of training images, on either side; Nalisnick et al. 2019."
     return (bits - usual.mean()).abs()
 
+# %% ../nbs/18_judging.ipynb #63889bee
 def coder_bits(x: Tensor # integer images of up to 256 levels (N, *event)
               ) -> Tensor: # (N,)
     "Bits/dim of every image as DEFLATE packs it, by itself: how simple it is."

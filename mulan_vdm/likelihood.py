@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 import warnings
 from fastcore.basics import patch
+from fastcore.meta import delegates
 from functools import partial
 from torch import Tensor
 from typing import Callable, NamedTuple
@@ -195,8 +196,9 @@ def _as_fits(job: Callable[[Tensor], Tensor], # rows -> (5, B, K)
 # %% ../nbs/17_likelihood.ipynb #b36dffcc
 def _spread(n: int, most: int) -> Tensor: # indices
     "At most so many of n images, spread over all of them."
-    return torch.linspace(0, n - 1, min(n, most)).round().long()
+    return torch.linspace(0, n - 1, min(n, most), device='cpu').round().long()
 
+# %% ../nbs/17_likelihood.ipynb #d68ab026
 def _solver_error(found: Evaluation,
                   solved: Callable[[Tensor, float], Evaluation], # images, tolerance -> again
                   tolerance: float, # of what was found
@@ -213,10 +215,10 @@ def _solver_error(found: Evaluation,
     return dict(solver=gap.mean().item(), solver_max=gap.abs().max().item())
 
 # %% ../nbs/17_likelihood.ipynb #493fcf40
-def _check_solving(device: torch.device, batch_size: int, tolerance: float, max_steps: int) -> None:
+def _check_solving(device: torch.device, batch_size: int, tolerance: float, **solver) -> None:
     "Raises ValueError for what the solver cannot do, and warns of an error that nobody sees."
     if batch_size < 1: raise ValueError(f"batch_size={batch_size}: pass at least 1")
-    check_solver(tolerance, max_steps)
+    check_solver(tolerance, **solver)
     check_double(device)
     if tolerance > 1e-4:
         warnings.warn(f"tolerance={tolerance:g} may flatter: the error of the solver is in no "
@@ -224,6 +226,7 @@ def _check_solving(device: torch.device, batch_size: int, tolerance: float, max_
 
 # %% ../nbs/17_likelihood.ipynb #8497add3
 @torch.no_grad()
+@delegates(check_solver)
 def ode_evaluate(model: Diffusion,      # usually the averaged one
                  x: Tensor,             # images (N, *event), each used once
                  y: Tensor | None = None, # class labels (N,)
@@ -238,27 +241,27 @@ def ode_evaluate(model: Diffusion,      # usually the averaged one
                  generator: torch.Generator | None = None, # of everything drawn
                  progress: bool = False, # show a progress bar?
                  tolerance: float = 1e-5, # of `solve`: error per step; above 1e-4 it warns
-                 max_steps: int = 1000, # of `solve`: per path
-                 checked: int = 4       # images solved again, at a tenth of the tolerance
+                 checked: int = 4,      # images solved again, at a tenth of the tolerance
+                 **kwargs               # of the solver
                 ) -> Evaluation: # bits/dim; extra: nfe (N,), tail, solver, solver_max
     """Likelihood by the probability flow for every image of x. Raises ValueError for options that
     make no sense, FloatingPointError if the solver fails or a number is not finite."""
     check_asked(model, x, y, strata)
     dims = math.prod(model.event_shape)
     _check_options(len(x), dims, draws, trace, probes, dequantization, importance, exact_limit)
-    _check_solving(model.reference.device, batch_size, tolerance, max_steps)
+    _check_solving(model.reference.device, batch_size, tolerance, **kwargs)
     device = generator.device if generator else 'cpu'
     seeds = torch.randint(2**62, (len(x),), generator=generator, device=device)
     def solved(i: Tensor, tolerance: float, title: str = '') -> Evaluation: # of images i
-        how = dict(tolerance=tolerance, max_steps=max_steps)
         def follow(b): # images of a batch
             return _follow(model, x[b], None if y is None else y[b], seeds[b].tolist(), draws,
-                           trace, probes, dequantization, importance, **how)
+                           trace, probes, dequantization, importance, tolerance=tolerance, **kwargs)
         jobs = [partial(_as_fits, follow, b) for b in i.split(batch_size)]
         parts = torch.cat(share_out(jobs, title=title), 1)
         return _in_bits(parts, model.event_shape, importance, strata)
     with evaluating(model):
-        found = solved(torch.arange(len(x)), tolerance, 'following the flow' * progress)
+        all_of_them = torch.arange(len(x), device='cpu')
+        found = solved(all_of_them, tolerance, 'following the flow' * progress)
         eps = torch.finfo(model.reference.dtype).eps
         error = _solver_error(found, solved, tolerance, checked, eps)
     return found._replace(extra=found.extra | error)

@@ -144,6 +144,7 @@ def sigmoid_weighting(logsnr: Tensor, k: float = 2.) -> Tensor:
     "sigmoid(k - lambda); VDM++ section 5.1."
     return torch.sigmoid(k - logsnr)
 
+# %% ../nbs/02_objective.ipynb #cf86f5b9
 def edm_peak(mean: float = -1.2, std: float = 1.2, sigma_data: float = 0.5) -> float: # lambda
     "Where EDM's weighting is largest, by bisection; it has one peak for EDM's own constants."
     m = -2 * mean
@@ -173,6 +174,7 @@ weightings = dict(elbo=elbo_weighting, eps=eps_weighting, edm=edm_weighting, v=v
                   sigmoid=sigmoid_weighting, edm_monotonic=edm_monotonic_weighting,
                   low_bit=low_bit_weighting)
 
+# %% ../nbs/02_objective.ipynb #23a899e8
 @dataclass(frozen=True)
 class _Rescaled:
     "w(lambda - shift) / top, which pickle can store."

@@ -38,8 +38,9 @@ class GaussianOracle(nn.Module):
 def _noisy(self: GaussianOracle, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     "A as (B, D), mean and covariance of z; the noise level may differ between dimensions."
     a, s = (f(gamma).expand(-1, len(self.mean)) for f in (alpha, sigma))
-    cov = a[:, :, None] * self.cov * a[:, None] + torch.diag_embed(s**2)
-    return a, a * self.mean, cov
+    signal = a[:, :, None] * self.cov * a[:, None]
+    noise = torch.diag_embed(s**2)
+    return a, a * self.mean, signal + noise
 
 @patch
 def log_marginal(self: GaussianOracle, z: Tensor, gamma: Tensor) -> Tensor: # nats (B,)
@@ -108,7 +109,8 @@ def pixelwise(self: MixtureOracle, z: Tensor, gamma: Tensor) -> tuple[Tensor, Te
 @patch
 def log_marginal(self: MixtureOracle, z: Tensor, gamma: Tensor) -> Tensor: # nats (B,)
     "log q(z) at noise level gamma, broadcastable to z."
-    return (self.log_weights + self.pixelwise(z, gamma)[0].sum(1)).logsumexp(1)
+    by_component = self.pixelwise(z, gamma)[0].sum(1)
+    return (self.log_weights + by_component).logsumexp(1)
 
 @patch
 def forward(self: MixtureOracle, z: Tensor, gamma: Tensor, w: Tensor | None = None,

@@ -46,6 +46,7 @@ def _shades(x: Tensor, # levels or real numbers, any shape
     low, high = x.aminmax()
     return (x - low) / (high - low).clamp(min=1e-30)
 
+# %% ../nbs/22_plots.ipynb #0cb5fc5b
 def _tile(x: Tensor,       # shades of images (N, C, H, W), C = 1 or 3
           columns: int = 8 # images per row
          ) -> Tensor:      # (rows * (H + 1) + 1, columns * (W + 1) + 1, 3) in [0, 1]
@@ -68,6 +69,7 @@ def _slices(x: Tensor) -> Tensor: # as it is; or images (N, 1 or 3, H, W) of mor
     if x.ndim != 4 or x.shape[1] in (1, 3): return x
     return x.transpose(1, 2).flatten(2)[:, None]
 
+# %% ../nbs/22_plots.ipynb #c3d9b96d
 def _show(ax,             # of a figure
           x: Tensor,      # images (N, C, H, W), volumes, signals, or points (N, D)
           vocab: int | list | None,

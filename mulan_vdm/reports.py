@@ -133,6 +133,7 @@ def _remove(path: Path) -> None:
     if path.is_dir(): shutil.rmtree(path)
     else: path.unlink(missing_ok=True)
 
+# %% ../nbs/23_reports.ipynb #69f53736
 @contextlib.contextmanager
 def _whole(out: Path, anew: bool = True) -> Iterator[Path]: # refuse what is there?; where to write
     """Renamed to `out` in the end, removed after an error. Raises FileExistsError for a new one that
@@ -223,6 +224,7 @@ _variances = dict(fixed=lambda run, model, x: fixed_variance, large=lambda run, 
 _step_grids = dict(time=lambda model, x, T: T,
                    best=lambda model, x, T: model.best_steps(x[:128], T, max(128, T), _numbered(model)))
 
+# %% ../nbs/23_reports.ipynb #fcc61874
 def _kept_variance(run: Run, model: Diffusion) -> Learned:
     "The run's learned variance, learned now if there is none. Raises ValueError without a folder."
     if not run.path.is_dir():
@@ -311,6 +313,7 @@ def _check_steps(T: int | None = None, # vlb: number of steps; continuous time b
         raise ValueError(f"variance={variance} and grid={grid} are of steps back: pass their number T, or "
                          "leave both out")
 
+# %% ../nbs/23_reports.ipynb #0147638f
 def _check_flow(tolerance: float | None = None, # ode: error per step, 1e-4 by default
                 # ode: exact, or of probes, gaussian or, by default, rademacher
                 trace: str | None = None,
@@ -354,6 +357,7 @@ def _own(function: Callable, given: dict) -> tuple[dict, dict]:
     own = {name: given.get(name, p.default) for name, p in parameters.items()}
     return own, {name: v for name, v in given.items() if name not in own}
 
+# %% ../nbs/23_reports.ipynb #255b62ff
 def _understood(method: str, draws: int | None, samples: int | None, even: bool | None,
                 data: str | None, split: str,
                 given: dict # steps, options of the flow, and how to load
@@ -377,6 +381,7 @@ def _requantized(kinds: list[tuple[tuple, int | list | None]]) -> str: # of imag
     if not theirs or not own or theirs == own or not own & (own - 1): return ''
     return f', requantize an array by x.astype(int) * {own} // {theirs} and save it'
 
+# %% ../nbs/23_reports.ipynb #8b3a7a2b
 def _images(run: Run, model: Diffusion,
             data: str | None, # another data set; the run's own by default
             of: dict          # other arguments of `load`
@@ -568,6 +573,7 @@ def _picture(argument: str, # that names the file, for messages
         raise ValueError(f"{argument}='{file}' has {its} pixels, the run's images {own}: cut or resize it")
     return found
 
+# %% ../nbs/23_reports.ipynb #4776bfbc
 def _to_fill(model: Diffusion, given: str | None, mask: str | None
             ) -> tuple[Tensor, Tensor] | None: # image (1, *event), and where to draw (*event)
     "A picture in the levels of the model, and a mask that is white where pixels are to be drawn."
@@ -595,6 +601,7 @@ def _drawing(model: Diffusion,
     if filled is None: return partial(sample, model)
     return partial(inpaint, model, *filled, fill=fill, repeats=repeats)
 
+# %% ../nbs/23_reports.ipynb #8c3c6576
 def _scored(run: Run,
             found: Result, # the samples; gets the report
             how: dict,     # they were drawn
@@ -878,7 +885,9 @@ def describe_run(run: str | Path # run folder
     data = parts['data'].get('name', '?')
     steps = parts['fit'].get('steps', '?')
     lines = [f'{run}: {system} on {data}, {run.steps} of {steps} steps']
+    if 'card' in config: lines = [f"{run}: {system}, shared after {config['card'].get('steps', '?')} steps"]
     for name, part in parts.items():
+        if not part: continue
         said = ', '.join(f'{k}={v}' for k, v in part.items())
         lines.append(f'{name:5} {said}')
     if r := run.report():

@@ -79,6 +79,7 @@ def _write_all(handle: int, content: bytes) -> None:
     left = memoryview(content)
     while len(left): left = left[os.write(handle, left):]
 
+# %% ../nbs/14_runs.ipynb #4f8a4cd2
 def _is_locked(handle: int) -> bool | None: # an open file
     "Locks a file unless another process has; None on systems and files without locks."
     try:
@@ -103,6 +104,7 @@ def _sweep(folder: int) -> None:
                 if _is_locked(handle) is False: os.unlink(name, dir_fd=folder)
             finally: os.close(handle)
 
+# %% ../nbs/14_runs.ipynb #1b0ee6fe
 @contextlib.contextmanager
 def _spare(folder: int, name: str) -> Iterator[tuple[int, str]]: # open file, its name for now
     "A new file of this process alone, locked; removed in the end unless it was renamed."
@@ -131,6 +133,7 @@ def _write_whole(folder: int, # handle
         os.replace(spare, name, src_dir_fd=folder, dst_dir_fd=folder)
     os.fsync(folder)
 
+# %% ../nbs/14_runs.ipynb #8781c3ed
 def _name_again(folder: int, name: str, other: str) -> None:
     "Gives a file, if it is there, a second name, in one moment, whatever had that name before."
     spare = f'.{other}.{secrets.token_hex(4)}.tmp'
@@ -183,6 +186,7 @@ def _naming(self: Run, name: str, step: int | None = None) -> Iterator[None]: # 
             remedy = 'a run keeps its files in its own folder: remove the link or file on the way'
         raise type(e)(f"{self.path / name} could not be written{when} ({why}): {remedy}") from None
 
+# %% ../nbs/14_runs.ipynb #0411af0d
 @patch
 def _write(self: Run, name: str, parts: Iterable[bytes]) -> Path:
     "Writes a file of the folder, whole or not at all; raises OSError."
@@ -222,6 +226,7 @@ def _object(content: bytes) -> dict:
     if not isinstance(found, dict): raise ValueError('it is no JSON object')
     return found
 
+# %% ../nbs/14_runs.ipynb #394f2afc
 def _json(what: str, found: dict) -> bytes:
     "JSON of a dictionary; raises ValueError naming the entry that is none."
     for name, value in found.items():
@@ -304,6 +309,7 @@ def _read_once(path: Path, prefixes: tuple[str, ...]) -> tuple[dict[str, Tensor]
     _check_sums(header, names, tensors)
     return tensors, int(header['step'])
 
+# %% ../nbs/14_runs.ipynb #7d8350d3
 def _read_tensors(path: Path, prefixes: tuple[str, ...]) -> tuple[dict[str, Tensor], int]:
     "The same, again while another file takes this one's place meanwhile."
     while True:
@@ -329,6 +335,7 @@ def _named_today(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 _may_lack = 'optimizer.', 'scaler.' # a weight has no moments, a run no scale
 
+# %% ../nbs/14_runs.ipynb #5aadf82f
 def _misfit(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> str | None:
     "The first tensor that is unknown, missing, or of another type or shape; None if all fit."
     stems = {k.rpartition('.')[0] for k in found}
@@ -466,6 +473,7 @@ def _names(self: Run) -> set[str]:
     if not self.path.is_dir(): raise NotADirectoryError(f"{self} is a file: name a folder")
     return {name for name in os.listdir(self.path) if not _leftover.fullmatch(name)}
 
+# %% ../nbs/14_runs.ipynb #4778b025
 @patch
 def check(self: Run, resume: bool = False) -> None:
     "Raises OSError for a used folder or a file, FileNotFoundError if there is nothing to resume."
@@ -587,6 +595,7 @@ def _line(text: bytes) -> dict[str, float | None] | None: # None for what is non
     if type(found.get('step')) is not int or found.get('seconds') is None: return None
     return found
 
+# %% ../nbs/14_runs.ipynb #7496e650
 @patch
 def _lines(self: Run, until: int | None = None # the last step that counts
           ) -> list[tuple[bytes, dict[str, float | None]]]: # as written, as read
@@ -616,6 +625,7 @@ def _column(lines: list[dict[str, float | None]], name: str) -> np.ndarray: # on
     values = [line.get(name) for line in lines]
     return np.array([float('nan') if v is None else v for v in values])
 
+# %% ../nbs/14_runs.ipynb #668b7e8b
 @patch
 def metrics(self: Run) -> dict[str, np.ndarray]: # by name
     """Columns of the log, nan where a line has none; raises FileNotFoundError when nothing was
@@ -692,6 +702,7 @@ def _is_saved(path: Path | str) -> bool:
     "Did `save_pretrained` write this folder, which is no run?"
     return (Path(path).expanduser() / 'model.safetensors').is_file()
 
+# %% ../nbs/14_runs.ipynb #29422c67
 def load_run(path: Path | str # run folder, or what `Diffusion.from_pretrained` takes, hf:user/name
             ) -> tuple[Diffusion, dict, int]:
     """The averaged model in evaluation mode, configuration, steps done; raises OSError or
@@ -736,6 +747,7 @@ def check_data(self: Run, data: Data) -> None:
                          f"that of {data.name} is {now}: bring them back as they were, or train "
                          "another run")
 
+# %% ../nbs/14_runs.ipynb #f3827c4d
 @patch(as_prop=True)
 def _mirrored(self: Run) -> bool:
     "Were training images mirrored, now or before a resume?"
@@ -773,6 +785,7 @@ def _report_files(self: Run, kind: str) -> tuple[str, str]: # names of report an
     tail = choose('report', kind, self.tails)
     return f'report{tail}.json', f'per_image{tail}.npz'
 
+# %% ../nbs/14_runs.ipynb #463f8f96
 @patch
 @contextlib.contextmanager
 def _turn(self: Run) -> Iterator[None]:
@@ -791,6 +804,7 @@ _sum_of_arrays = 'per_image_sha256' # in a report
 
 def _sum(content: bytes) -> str: return hashlib.sha256(content).hexdigest()
 
+# %% ../nbs/14_runs.ipynb #47bccad3
 @patch
 def write_report(self: Run,
                  report: dict,
@@ -874,6 +888,7 @@ def write_samples(self: Run, x: Tensor) -> Path: # integers (N, *event); file
     np.save(packed, x.numpy(force=True))
     return self._write(self.files['samples'], [packed.getvalue()])
 
+# %% ../nbs/14_runs.ipynb #80026486
 @patch
 def samples(self: Run) -> np.ndarray | None: # None if none were drawn
     "The samples kept last, (N, *event); raises OSError, ValueError for a file that is damaged."

@@ -241,6 +241,7 @@ def _indices(n: int, batch_size: int | None,
     share = math.ceil(n / processes()[1])
     return torch.arange(n, device=device).split(min(batch_size or n, share))
 
+# %% ../nbs/10_sampling.ipynb #d8a22a8b
 def _chunked(model: Diffusion, w: Tensor | None, y: Tensor | None, chunks: tuple[Tensor, ...],
              **kwargs) -> Denoise:
     "The model's denoiser over a batch, guided as asked for, evaluated chunk by chunk."
@@ -258,6 +259,7 @@ def _check_tensor(name: str, v: object) -> None:
     if v is None or isinstance(v, Tensor): return
     raise TypeError(f"{name} is a {type(v).__name__}: pass a tensor, as torch.tensor({name}) makes it")
 
+# %% ../nbs/10_sampling.ipynb #4e89eff5
 def check_labels(model: Diffusion,
                  y: Tensor | None, # one label per example; below 0 for none
                  n: int            # examples
@@ -275,6 +277,7 @@ def check_labels(model: Diffusion,
         raise ValueError(f"y has labels {low}..{high}, the network knows 0..{classes - 1}: "
                          "pass those, or -1 for none")
 
+# %% ../nbs/10_sampling.ipynb #e1a38ddc
 def _check_request(model: Diffusion, n: int, steps: int, batch_size: int | None, w: Tensor | None,
                    y: Tensor | None, z_1: Tensor | None = None) -> None:
     "Raises ValueError for numbers and shapes that do not fit, and names the remedy."
@@ -393,6 +396,7 @@ def _replaced(known: _Known, z: Tensor, gamma: Tensor, noise: Tensor) -> Tensor:
     "z with the known pixels in place, @eq-replaced."
     return torch.where(known.where, alpha(gamma) * known.x + sigma(gamma) * noise, z)
 
+# %% ../nbs/10_sampling.ipynb #64e735b8
 def _replacing(known: _Known,
               step: Step = ddpm_step, # what is done between
               repeats: int = 8, # times that a step is taken; 1 is replacement alone

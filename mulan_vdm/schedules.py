@@ -498,6 +498,7 @@ def times(self: Truncated, gamma: Tensor, w: Tensor | None = None) -> tuple[Tens
     t, rest = self._level(gamma, w)
     return ((t - t_0) / span).clamp(0, 1), ((rest - rest_1) / span).clamp(0, 1)
 
+# %% ../nbs/01_schedules.ipynb #55fa60c4
 @patch
 def density(self: Truncated, logsnr: Tensor, w: Tensor | None = None) -> Tensor: # like logsnr
     "p(lambda), zero outside the range; VDM++ eq. 131."

@@ -20,6 +20,7 @@ def check_subset(m: int, # items
     "Raises ValueError unless 1 <= k <= m."
     if not 1 <= k <= m: raise ValueError(f"k={k}: a subset of m={m} items has 1 to {m} of them")
 
+# %% ../nbs/04_subsets.ipynb #cdff1750
 @torch.no_grad()
 def _tilt(theta: Tensor, # logits (..., m)
           k: int         # heads to expect
@@ -104,6 +105,7 @@ def _coin_log_prob(w: Tensor,   # heads, or their expectation, (..., m)
     tails = (1 - w) * F.logsigmoid(-coins.logit)
     return (heads + tails).sum(-1) - coins.log_hit
 
+# %% ../nbs/04_subsets.ipynb #2c1d333f
 def subset_log_prob(w: Tensor,     # k-hot (..., m)
                     theta: Tensor, # logits (..., m)
                     k: int         # size of the subset
@@ -144,7 +146,8 @@ def subset_kl(theta: Tensor, # logits (..., m)
               coins: Coins | None = None # toss(theta, k), if it is known already
              ) -> Tensor:    # nats (...), in 0..log C(m, k)
     "KL of q(w) to the uniform distribution over k-subsets. Raises ValueError for k outside 1..m."
-    return math.log(math.comb(theta.shape[-1], k)) - subset_entropy(theta, k, coins)
+    subsets = math.comb(theta.shape[-1], k)
+    return math.log(subsets) - subset_entropy(theta, k, coins)
 
 # %% ../nbs/04_subsets.ipynb #d43cfcf5
 def _heads(coins: Coins,
@@ -157,6 +160,7 @@ def _heads(coins: Coins,
     left = torch.sigmoid(-by_item(coins.logit)) * fewer
     return by_item(u) <= chosen / (chosen + left)
 
+# %% ../nbs/04_subsets.ipynb #6e45b803
 def _left_to_choose(after: Tensor # how many are left after item i, if j = 0..k are, (m, ..., k + 1)
                    ) -> Tensor:   # (m, ..., 1)
     "How many are left when each item's turn comes, from the last to the first, @eq-left-to-choose."

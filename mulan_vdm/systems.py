@@ -57,6 +57,7 @@ def _exponents(vocab: int | list, n: int) -> float | list: # like vocab
     if isinstance(vocab, list): return [_exponents(v, n) for v in vocab]
     return round(math.log2(vocab) - n, 4)
 
+# %% ../nbs/13_systems.ipynb #6eacfce5
 def _settled_by_data(arguments: dict[str, Any] # of a system
                     ) -> dict[str, Any]:
     "The arguments, those that are None and follow the data or the schedule settled."
@@ -102,6 +103,7 @@ def _bound(name: str, # of the function
                         "(1, 8, 8), data.event_shape")
     return bound
 
+# %% ../nbs/13_systems.ipynb #bd240507
 def system(function: Callable[..., Diffusion]) -> Callable[..., Diffusion]:
     "Decorator: enters a function in `systems`; its models remember their arguments."
     signature = inspect.signature(function)
@@ -155,6 +157,7 @@ def _check_network(network: str, style: str,
                          "style='ours'")
 
 # %% ../nbs/13_systems.ipynb #82c5b5ec
+@delegates(MLP, but=('width', 'latent'))
 def denoiser(event_shape: tuple[int, ...], # shape of one example: (C, ...) or (D,)
              # unet, adm, with down-sampling, or dit, a transformer; vectors have their own
              network: str = 'unet',
@@ -170,13 +173,12 @@ def denoiser(event_shape: tuple[int, ...], # shape of one example: (C, ...) or (
              position: bool = False, # a learned position map in unet?
              multipliers: tuple[int, ...] = (1, 2, 3, 4), # of the width, one per level of adm
              patch: int = 2,        # side of a patch of dit
-             classes: int = 0,      # number of class labels, 0 for none
              reads: int = 0,        # numbers in w that it reads, 0 to ignore it
-             gamma_map: bool = False, # does it see the noise level of every pixel?
              # does the condition set scale and shift of every feature of unet, or is it added?
              modulate: bool = False,
              style: str = 'ours',   # ours, or released: as VDM and MuLAN released their networks
-             ends: tuple[float, float] = (-13.3, 5.) # of gamma, between which `released` embeds it
+             ends: tuple[float, float] = (-13.3, 5.), # of gamma, between which `released` embeds it
+             **kwargs               # what every network is told: classes, gamma_map
             ) -> nn.Module:
     """Denoiser of images, signals, volumes or vectors by name. Raises ValueError for unknown names,
     events of other axes, or that cannot be halved or cut, and parts or styles that the network
@@ -185,19 +187,19 @@ def denoiser(event_shape: tuple[int, ...], # shape of one example: (C, ...) or (
     _check_network(network, style, len(size), position or everywhere)
     fourier = tuple(fourier or ())
     layers = _styles[style]._replace(dims=len(size))
-    if not size: return MLP(c, channels, blocks, fourier, classes, reads, gamma_map)
+    if not size: return MLP(c, channels, blocks, fourier, latent=reads, **kwargs)
     if network == 'adm':
         attends = range(1, len(multipliers)) if attention is True else attention or ()
         net = ADM(c, channels, blocks, tuple(multipliers), tuple(attends), dropout=dropout,
-                  classes=classes, fourier=fourier, latent=reads, gamma_map=gamma_map, layers=layers)
+                  fourier=fourier, latent=reads, layers=layers, **kwargs)
         net.fits(*size)
         return net
     if network == 'dit':
-        return DiT(c, tuple(size), channels, blocks, patch, 64, fourier, dropout, classes, reads,
-                   gamma_map)
-    return UNet(c, channels, blocks, fourier, dropout, classes, bool(attention), reads, gamma_map,
-                size if position else None, modulate, everywhere,
-                ends if style == 'released' else None, layers)
+        return DiT(c, tuple(size), channels, blocks, patch, fourier=fourier, dropout=dropout,
+                   latent=reads, **kwargs)
+    return UNet(c, channels, blocks, fourier, dropout, attention=bool(attention), latent=reads,
+                position=size if position else None, modulate=modulate, everywhere=everywhere,
+                ends=ends if style == 'released' else None, layers=layers, **kwargs)
 
 # %% ../nbs/13_systems.ipynb #dc309db1
 def _taken(function: Callable, given: dict[str, Any]) -> dict[str, Any]:
@@ -208,9 +210,11 @@ def _taken(function: Callable, given: dict[str, Any]) -> dict[str, Any]:
 # %% ../nbs/13_systems.ipynb #1249e63e
 # what a system settles by itself
 _settled = 'classes', 'reads', 'gamma_map', 'modulate', 'ends'
-# docments follow one chain: systems take the arguments of both
+# docments follow one chain: systems take the arguments of both, and of networks
 denoiser.__delwrap__ = noise_schedule
+noise_schedule.__delwrap__ = MLP.__init__
 
+# %% ../nbs/13_systems.ipynb #c4894bbe
 def _ends(arguments: dict[str, Any]) -> tuple[float, float]: # of a system
     "The two ends of gamma that were asked for."
     return arguments['gamma_min'], arguments['gamma_max']

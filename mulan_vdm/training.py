@@ -628,7 +628,8 @@ def _check_learns(model: Diffusion) -> None:
     if torch.is_inference_mode_enabled():
         raise ValueError("torch.inference_mode is on, in which nothing can be learned: call fit outside "
                          "of it")
-    if not any(p.requires_grad for p in model.parameters()):
+    learns = [p.requires_grad for p in model.parameters()]
+    if learns and not any(learns):
         raise ValueError("model: none of its weights takes a gradient, so nothing can be learned: "
                          "model.requires_grad_() lets all of them")
 
@@ -675,8 +676,31 @@ def _described(model: Diffusion, data: Data, settings: dict) -> dict: # settings
     return dict(getattr(model, 'config', {}), data=_source(data), fit=settings, version=__version__)
 
 # %% ../nbs/15_training.ipynb #e39b339b
-class _Session:
-    "Where a training is kept and what it runs on. Raises ValueError for settings that do not fit."
+class _Machine:
+    "What works off a batch, and how. Raises ValueError for settings that do not fit."
+    def __init__(self,
+                 track: str | None,          # also tell this tracker
+                 out: Path | str | None,     # where it keeps files
+                 flip: bool = False,         # mirror images at random? Bits are then those of such images
+                 precision: str = 'no',      # accelerate's mixed precision: no, bf16, fp16
+                 accumulate: int = 1,        # parts of the batch that a process works off in turn
+                 checkpointing: bool = False, # compute the network's blocks twice to save memory?
+                 compile: bool = False,      # compile the objective?
+                 cuda_graphs: bool = False,  # record a compiled step's launches, and play them again?
+                 shard: bool = False):       # spread the network's weights over the processes?
+        store_attr()
+        _check_shard(shard, compile, precision)
+        self.accelerator = _accelerator_for(precision, track, out)
+        if compile: _check_compiler(self.accelerator.device)
+        if cuda_graphs: _check_record(compile, accumulate, self.accelerator.device)
+        self.skips = _Skips(self.accelerator.scaler)
+        self.main = self.accelerator.is_main_process
+        self.shard = shard and self.accelerator.num_processes > 1
+
+# %% ../nbs/15_training.ipynb #e7f57de7
+@delegates()
+class _Session(_Machine):
+    "Where a training is kept, who hears of it, and what it runs on."
     held = WeakValueDictionary() # the session of this process that holds a folder
 
     def __init__(self,
@@ -692,20 +716,9 @@ class _Session:
                  track: str | None = None,   # also tell tensorboard, wandb, trackio or mlflow
                  progress: bool = True,      # show how it goes, by a bar or in a few lines?
                  stop: Callable[[], bool] = lambda: False, # asked after each step: save and end?
-                 precision: str = 'no',      # accelerate's mixed precision: no, bf16, fp16
-                 accumulate: int = 1,        # parts of the batch that a process works off in turn
-                 checkpointing: bool = False, # compute the network's blocks twice to save memory?
-                 compile: bool = False,      # compile the objective?
-                 cuda_graphs: bool = False,  # record a compiled step's launches, and play them again?
-                 shard: bool = False):       # spread the network's weights over the processes?
+                 **kwargs):                  # of `_Machine`
+        super().__init__(track, out, **kwargs)
         store_attr()
-        _check_shard(shard, compile, precision)
-        self.accelerator = _accelerator_for(precision, track, out)
-        if compile: _check_compiler(self.accelerator.device)
-        if cuda_graphs: _check_record(compile, accumulate, self.accelerator.device)
-        self.skips = _Skips(self.accelerator.scaler)
-        self.main = self.accelerator.is_main_process
-        self.shard = shard and self.accelerator.num_processes > 1
         self.run = None if out is None else Run(out)
         self.began = time.monotonic()
         self.saved = self.began
@@ -1045,13 +1058,13 @@ def fit(model: Diffusion,           # trained in place
         beta_warmup: int = 0,       # steps over which that weight rises from zero
         seed: int = 0,              # of images, times, noise and latents
         drop: float = 0.1,          # probability of leaving out a label, for a network with classes
-        flip: bool = False,         # mirror images at random? Bits are then those of such images
         **kwargs) -> Iterator[Progress]: # after each step
     """AdamW on the bound in bits/dim. Raises TypeError or ValueError for bad settings or data, OSError
     for a folder used, locked or not writable, FloatingPointError when a term is not finite."""
     given = _stored(locals() | kwargs)
     check_settings(given | kwargs)
-    _check_data(model, data, batch_size, flip, kwargs.get('validate_every', 0))
+    _check_data(model, data, batch_size, kwargs.get('flip', False),
+                kwargs.get('validate_every', 0))
     _check_learns(model)
     y = _labels_for(model, data.train.y, drop)
     average = _Average(model, ema)
@@ -1080,7 +1093,7 @@ def fit(model: Diffusion,           # trained in place
             for group in optimizer.param_groups: group['lr'] = rate
             weight = beta * min(1, step / max(1, beta_warmup))
             parts = _parts_of(*next(stream), accelerator, session.accumulate, drop, (seed, step),
-                              flip)
+                              session.flip)
             with torch.enable_grad(), fast_products(True):
                 found = _train_step(accelerator, wrapped, optimizer, parts, (seed, step), clip, T,
                                     weight, session.asks(), session.skips)

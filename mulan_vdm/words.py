@@ -95,6 +95,7 @@ class _SwitchOrSome(argparse.BooleanOptionalAction):
         if off and values: parser.error(f'{option_string} takes no value: write it alone')
         setattr(namespace, self.dest, values or not off)
 
+# %% ../nbs/24_words.ipynb #b39aef97
 def reading(name: str,
             kind: Any # annotation of an argument
            ) -> dict[str, Any]: # of `add_argument`
@@ -119,6 +120,7 @@ def _documented(function: Callable) -> dict: # read from its source once
     from fastcore.docments import docments
     return docments(function, full=True, returns=False, eval_str=True)
 
+# %% ../nbs/24_words.ipynb #b6159b19
 def add_flags(parser: argparse.ArgumentParser,
               function: Callable,          # its arguments become flags
               but: Collection[str] = (),   # arguments left out
@@ -152,6 +154,7 @@ def _underscored(word: str) -> str:
     if value == '--': raise Usage(f'{name} has no value: write one after it') # argparse drops it
     return re.sub('^--no_', '--no-', name) + equals + value
 
+# %% ../nbs/24_words.ipynb #43a5a1f6
 def _joined(words: list[str]) -> list[str]:
     "Flags as functions spell them, those with a number like -1e3 or -inf in one word with it."
     joined = []
@@ -352,6 +355,7 @@ def emit(text: str,
         os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
         if not isinstance(error, BrokenPipeError): raise
 
+# %% ../nbs/24_words.ipynb #edb5dd4d
 def watched() -> bool:
     "Does somebody look at a terminal, and want bars? TQDM_DISABLE says no."
     if os.environ.get('TQDM_DISABLE'): return False

@@ -242,7 +242,8 @@ def test_bad_options(options, message):
 
 def test_bad_images():
     model = pixels()
-    with pytest.raises(ValueError, match='0 images'): ode_evaluate(model, torch.zeros(0, 4, dtype=torch.long))
+    with pytest.raises(ValueError, match='no examples'):
+        ode_evaluate(model, torch.zeros(0, 4, dtype=torch.long))
     with pytest.raises(ValueError, match='outside the vocabulary'): ode_evaluate(model, torch.full((2, 4), 8))
     with pytest.raises(ValueError, match="the model's events are"):
         ode_evaluate(model, torch.zeros(2, 5, dtype=torch.long))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from mulan_vdm import fit, load, preset, vdm
-from mulan_vdm.reports import draw_progress, evaluate_run, sample_run
+from mulan_vdm.reports import describe_run, draw_progress, evaluate_run, sample_run
 from mulan_vdm.runs import Run
 
 torch.set_num_threads(1)
@@ -59,6 +59,8 @@ def test_a_shared_model_stands_for_a_run(tmp_path, monkeypatch):
     assert len(sample_run('shared', n=2, steps=2).x) == 2
     assert len(evaluate_run('shared', data='digits', draws=2, n=9).bpd) == 9
     one_line(lambda: evaluate_run('shared', draws=2), 'data=')
+    said = describe_run('shared')
+    assert said.startswith('shared: vdm, shared after ? steps\nmodel ') and '\nfit' not in said
 
 
 def test_a_part_of_a_run_names_the_run(tmp_path):

@@ -143,3 +143,23 @@ def test_what_is_shown_is_short():
     assert '± nan' in repr(evaluate(model, x[:1], draws=2))
     assert 'events (1, 8, 8), Codec(17)' in repr(model) and 'Linear(gamma -7.9 to 5)' in repr(model)
     with torch.device('meta'): assert 'Linear' in repr(small())
+
+
+@pytest.mark.parametrize('name', ['vdm-digits', 'mulan-digits'])
+def test_another_default_device(name):
+    "Where torch.set_default_device names one, the model says where it works; data stay with the processor."
+    from mulan_vdm.evaluation import bits_per_pixel, importance_evaluate
+    model = small(name)
+    asked = dict(table=lambda: evaluate(model, x, draws=2).table(), nats=lambda: model.log_prob(x),
+                 five=lambda: evaluate(model, x, draws=4, T=5).bpd,
+                 maps=lambda: bits_per_pixel(model, x, draws=2).bpd,
+                 drawn=lambda: sample(model, 2, 2, step='heun', batch_size=1))
+    if model.latent.size: asked.update(several=lambda: importance_evaluate(model, x, 3, 2).bpd)
+    for ask in asked.values():
+        torch.manual_seed(0)
+        expected = ask()
+        torch.manual_seed(0)
+        with torch.device('meta'): found = ask()
+        assert found == expected if isinstance(found, str) else torch.equal(found, expected)
+    with torch.device('meta'): again = load('digits', size=4)
+    assert again.train.x.is_cpu and again.fingerprint == load('digits', size=4).fingerprint

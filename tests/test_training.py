@@ -268,7 +268,8 @@ wrong = dict(steps=(0, -1, 1e1, 2.5, math.nan, True, '10', None), batch_size=(0,
              drop=(1., -0.1, math.nan), log_every=(0, 1.5), save_every=(0, 2.5, -1),
              save_minutes=(0, math.nan), hours=(0, -1, math.nan, math.inf), precision=(16, True),
              accumulate=(0, 1.), checkpointing=(1, 'yes'), compile=(0,), shard=(None,), resume=('yes', 1),
-             progress=(2,), validate_every=(-1, 0.5), track=(3, True), decay=(1, None), flip=(1, 'yes'))
+             progress=(2,), validate_every=(-1, 0.5), track=(3, True), decay=(1, None), flip=(1, 'yes'),
+             cuda_graphs=(1, 'yes'))
 
 @pytest.mark.parametrize('name', wrong)
 def test_impossible_settings(name, tmp_path):
