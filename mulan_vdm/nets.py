@@ -61,6 +61,8 @@ def _zeroed(layer: nn.Module) -> nn.Module:
 class _GroupNorm(nn.GroupNorm):
     "Group normalization in the precision of its input, under autocast too; its sums are in float32."
     def forward(self, h: Tensor) -> Tensor:
+        # behind frozen layers, channels last: torch 2.8 would end the process in the backward pass
+        if torch.is_grad_enabled() and not h.requires_grad: h = h.contiguous()
         if h.dtype == self.weight.dtype: return super().forward(h)
         with torch.autocast(h.device.type, enabled=False):
             own = self.weight.to(h.dtype), self.bias.to(h.dtype)
