@@ -416,13 +416,13 @@ def klass(c, obj, say, text, more, added):
             *(method(f, c.name, obj, say, source_of(page, cell)) for page, cell, f in added))
 
 def entries(table, page, book, module, say):
-    "What a table holds by name, a row each: what it is, in a sentence, and where it is defined."
+    "What a table holds by name, a row each: what it says of itself, and where it is defined."
     rows = []
     for name, entry in table.items():
         called = name_in(module, entry)
         if called not in page.defined: return ''
         _, cell, node, _ = page.defined[called]
-        said = say(cell_text(first_sentence(ast.get_docstring(node))))
+        said = say(cell_text((ast.get_docstring(node) or '').partition('\n\n')[0])) # its source, too
         link = '' if called.startswith('_') else book.api_link(called, page.module)
         rows.append((f'`{name}`', link, said, source_of(page, cell)))
     return '\n'.join(['| name | entry | is | |', '|---|---|---|---|',

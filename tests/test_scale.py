@@ -167,7 +167,7 @@ def launched(launcher, *words):
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     ours = [line for line in done.stdout.splitlines(True)
-            if 'peer ranks' not in line]        # before torch 2.9 Gloo greets on this stream
+            if line.strip() and 'peer ranks' not in line]        # before torch 2.9 Gloo greets on this stream
     return ''.join(ours), done.stderr
 
 def alone(*words):
