@@ -445,7 +445,7 @@ def wanted(page, book):
     return sorted((n for n in names if n in page.defined),
                   key=lambda n: (door._home.get(n) != page.module, -uses[n]))
 
-def first_sentence(text): return re.split(r'[.;](?:\s|$)', ' '.join((text or '').split()))[0]
+def first_sentence(text): return re.split(r'(?<!et al)[.;](?:\s|$)', ' '.join((text or '').split()))[0]
 
 def summary(page, module, book, say):
     "The names of a module in a table, most wanted first."

@@ -103,8 +103,8 @@ class Maker(NamedTuple):
 
 # %% ../nbs/10_sampling.ipynb #1a8ae9c2
 def churned_heun(S_churn: float = 40.,     # how much noise in all
-                 S_tmin: float = 0.05,     # lowest and
-                 S_tmax: float = 50.,      # highest e^(gamma / 2) with fresh noise
+                 S_tmin: float = 0.05,     # lowest e^(gamma / 2) with fresh noise
+                 S_tmax: float = 50.,      # highest
                  S_noise: float = 1.003    # scale of the fresh noise
                 ) -> Maker:
     """Heun's step with fresh noise, at Karras et al. 2022's values for ImageNet-64. Raises
