@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 from fastcore.script import call_parse
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -191,7 +192,8 @@ variants = { # name: TF32, precision, channels last, checkpointing
     'bf16, compiled, CUDA graphs': (True, torch.bfloat16, False, False)}
 compiled = [('vdm-cifar10', 'bf16, compiled')]
 if big: compiled += [('mulan-cifar10', 'bf16, compiled'), ('vdm-fashion', 'bf16, compiled'),
-                     ('vdm-fashion', 'bf16, compiled, CUDA graphs')]
+                     ('vdm-fashion', 'bf16, compiled, CUDA graphs'),
+                     ('mulan-fashion', 'bf16, compiled, CUDA graphs')]
 
 def synchronize():
     if accelerator: torch.accelerator.synchronize()
@@ -372,26 +374,27 @@ def package(seconds):
 
 # Training
 
+deep = dict(channels=64, blocks=8) if big else dict(channels=8, blocks=1)
 recipes = dict( # times that follow the loss
-    vdm=('vdm-fashion', dict(schedule='adaptive')),
-    mulan=('mulan-fashion', dict(clock=True)))
-cells = dict(recipes, **{ # even times
-    'vdm-even': ('vdm-fashion', dict(schedule='linear')),
-    'mulan-even': ('mulan-fashion', dict(clock=False))})
+    vdm=('vdm-fashion', dict(deep, schedule='adaptive')),
+    mulan=('mulan-fashion', dict(deep, clock=True)))
+alike = dict(latent='none', learn_ends=False, position=True, **{} if big else deep)
+cells = { # one denoiser and one pair of ends: paths and times alone differ
+    f'{path}, {times}': ('mulan-fashion', dict(alike, schedule=schedule, clock=times == 'loss'))
+    for path, schedule in (('one', 'linear'), ('pixel', 'polynomial')) for times in ('even', 'loss')}
 
-every = 250 if big else 2 # steps between two looks at test images
-
-def train_one(which, seed, steps, images, compile, end, out):
+def train_one(which, seed, steps, images, compile, graphs, end, out):
     "One training, at most until `end`: bits/dim of 2,000 test images every so many steps."
     data = load('fashion_mnist', path=images) if images else load('digits')
-    name, changes = cells[which]
-    size = dict(channels=64, blocks=8) if big else dict(channels=8, blocks=1)
+    name, changes = (recipes | cells)[which]
+    every, ema = (250, 0.99) if which in recipes else (500, 0.999)
+    if not big: every = 2
     torch.manual_seed(mixed_seed(seed))
-    model = preset(name, data, **changes, **size)
+    model = preset(name, data, **changes)
     judged = data.test.x[:2000 if big else 8].to(device)
     curve = []
-    for now in fit(model, data, steps=steps, batch_size=128, lr=1e-3, ema=0.99, seed=seed, compile=compile,
-                   precision='bf16' if big else 'no', progress=False):
+    for now in fit(model, data, steps=steps, batch_size=128, lr=1e-3, ema=ema, seed=seed, compile=compile,
+                   cuda_graphs=graphs, precision='bf16' if big else 'no', progress=False):
         if now.step % every == 0:
             found = evaluate(now.model, judged, draws=2, batch_size=500, seed=0)
             mean, error = mean_se(found.bpd)
@@ -403,39 +406,48 @@ def train_one(which, seed, steps, images, compile, end, out):
             os.replace(f'{out}.part', out)
         if time.time() > end: break
 
-def training(seconds, images, seeds, steps, compile, some=recipes):
-    "All seeds of some recipes side by side, as far as they come; pairs image by image where the slowest is."
-    end = time.time() + seconds
-    with tempfile.TemporaryDirectory() as folder:
-        rows = together(some, folder, seeds, steps or (20_000 if big else 6), images, compile, end)
-    common = min((row['curve'][-1]['step'] for row in rows), default=0)
-    images_of = {(row['system'], row['seed']): torch.tensor(point.pop('per_image'))
-                 for row in rows for point in row['curve'] if point['step'] == common}
-    for row in rows: row['curve'] = [{k: v for k, v in p.items() if k != 'per_image'} for p in row['curve']]
+def training(seconds, seeds, *how):
+    "All seeds of the recipes side by side, as far as they come; pairs image by image where the slowest is."
+    rows, per_image, found = together(recipes, seeds, time.time() + seconds, *how)
     pairs = []
-    for (system, seed), bpd in images_of.items():
-        if system == 'vdm' or ('vdm', seed) not in images_of: continue
-        mean, error = mean_se(bpd - images_of['vdm', seed])
+    for (system, seed), bpd in per_image.items():
+        if system == 'vdm' or ('vdm', seed) not in per_image: continue
+        mean, error = mean_se(torch.tensor(bpd) - torch.tensor(per_image['vdm', seed]))
         pairs.append(dict(system=system, seed=seed, over_vdm=float(mean), se=float(error)))
-    return dict(rows=rows, pairs=pairs, step=common, lacking=seeds * len(some) - len(rows))
+    return dict(found, rows=rows, pairs=pairs)
 
-def claim(*how):
-    "One schedule or one per pixel, times even or following the loss."
-    return training(*how, some=cells)
+def claim(seconds, seeds, steps, images, compile, graphs, folder):
+    "One schedule or one per pixel, times even or following the loss: curves, and bits/dim of every image."
+    end = time.time() + seconds
+    how = images, compile, graphs
+    if compile: together(cells, 1, end, 3, *how, cores=4) # the others find what was compiled
+    rows, per_image, found = together(cells, seeds, end, steps, *how, cores=1)
+    bpd = {f'{which}|{seed}': np.array(v, np.float32) for (which, seed), v in per_image.items()}
+    np.savez_compressed(folder/'claim.npz', **bpd)
+    return dict(found, rows=rows)
 
-def together(some, folder, seeds, steps, images, compile, end):
-    "Reports of some recipes and all seeds, each in a process of its own."
-    jobs = []
-    for seed in range(seeds):
-        for which in some:
-            out = Path(folder)/f'{which}-{seed}.json'
+def together(some, seeds, end, steps, images, compile, graphs, cores=4):
+    "Reports of some entries and all seeds, a process each; bits/dim of every image where the slowest is."
+    env = dict(os.environ, TORCHINDUCTOR_COMPILE_THREADS=str(cores))
+    steps = steps or (20_000 if big else 6)
+    asked = [*(['--compile'] if compile else []), *(['--graphs'] if graphs else [])]
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = []
+        for seed, which in product(range(seeds), some):
+            out = Path(folder)/f'{len(jobs)}.json'
             command = [sys.executable, __file__, '--one', which, '--seed', seed, '--steps', steps]
-            command += ['--end', end, '--out', out, '--images', images, *(['--compile'] if compile else [])]
-            jobs.append((out, subprocess.Popen(list(map(str, command)))))
-    for _, process in jobs:
-        try: process.wait(max(0, end + 10 - time.time()))
-        except subprocess.TimeoutExpired: process.kill()
-    return [json.loads(out.read_text()) for out, _ in jobs if out.exists()]
+            command += ['--end', end, '--out', out, '--images', images, *asked]
+            jobs.append((out, subprocess.Popen(list(map(str, command)), env=env)))
+        for _, process in jobs:
+            try: process.wait(max(0, end + 10 - time.time()))
+            except subprocess.TimeoutExpired: process.kill()
+        rows = [json.loads(out.read_text()) for out, _ in jobs if out.exists()]
+    common = min((row['curve'][-1]['step'] for row in rows), default=0)
+    per_image = {(row['system'], row['seed']): point['per_image']
+                 for row in rows for point in row['curve'] if point['step'] == common}
+    for row in rows:
+        for point in row['curve']: del point['per_image']
+    return rows, per_image, dict(step=common, lacking=len(jobs) - len(rows))
 
 def card():
     "Name of what everything ran on."
@@ -459,23 +471,25 @@ def main(
     only:str='', # rows of the throughput that match this, as preset|variant
     steps:int=0, # of each training at most; 0: 20,000
     compile:bool=False, # compile the objective of the trainings?
-    one:str='', # (a training alone: an entry of `cells`; or answers of the CPU)
+    graphs:bool=False, # and record CUDA graphs?
+    one:str='', # (a training alone: an entry of `recipes` or `cells`; or answers of the CPU)
     seed:int=0, # (of it)
     end:float=0., # (its end, seconds since 1970)
     row:str='', # (a row of the throughput alone: preset|variant)
 ):
     "Measure on the accelerator and store reports."
     if one == 'answers': return torch.save({name: answers(name, torch.device('cpu')) for name in tried}, out)
-    if one: return train_one(one, seed, steps, images, compile, end, out)
+    if one: return train_one(one, seed, steps, images, compile, graphs, end, out)
     if row: return compiled_row(*row.split('|'))
     began = time.monotonic()
     folder = Path(out) if out else root/'nbs/reports/gpu' if big else Path(tempfile.mkdtemp())
     left = lambda: budget - (time.monotonic() - began)
-    trained = [images, seeds if big else 1, steps, compile]
-    given = dict(training=trained, claim=trained)
+    trained = [seeds if big else 1, steps, images, compile, graphs]
+    given = dict(training=trained, claim=[*trained, folder])
+    folder.mkdir(parents=True, exist_ok=True)
     if 'parity' in parts: given['parity'] = answering(tempfile.mkdtemp())
     if 'throughput' in parts: given['throughput'] = [compiling(only), only]
-    shares = dict(throughput=0.75, training=0.95, claim=0.95)
+    shares = dict(throughput=0.75, training=0.95, claim=0.4) | {parts.split()[-1]: 0.95}
     for name in parts.split():
         if left() < (45 if big else 1):
             print(f'{name}: no time left')
