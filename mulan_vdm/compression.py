@@ -695,7 +695,7 @@ def _table_of(model: Diffusion) -> np.ndarray: # whole numbers 0..255 (48, *even
     if isinstance(model.reverse, Learned):
         one_each = [1] * len(model.event_shape)
         return np.full((_table_rows, *one_each), 255)
-    knots = _knots(model)
+    knots = torch.linspace(*model.schedule.ends(), _table_rows, **model.options)
     reckoned = model.reverse(model.unsqueeze(knots), None, None)
     octaves = 2 - np.log2(_numbers(reckoned.clamp(min=1e-9)))
     sixteenths = np.rint(16 * octaves)
@@ -704,14 +704,9 @@ def _table_of(model: Diffusion) -> np.ndarray: # whole numbers 0..255 (48, *even
 def _set_table(model: Diffusion, table: np.ndarray) -> None:
     "Gives the model the reverse variance of a table."
     none = (table == 255).all()
-    knots = _knots(model)
+    knots = torch.linspace(*model.schedule.ends(), _table_rows, **model.options)
     octaves = torch.from_numpy(2 - table / 16).to(knots)
     model.reverse = fixed_variance if none else Matched(knots, octaves * math.log(2))
-
-def _knots(model: Diffusion) -> Tensor: # (48,)
-    "The noise levels of a table."
-    gamma_0, gamma_1 = model.schedule.ends()
-    return torch.linspace(gamma_0, gamma_1, _table_rows, **model.options)
 
 # %% ../nbs/20_compression.ipynb #636cf50a
 def _varints(numbers: Sequence[int]) -> bytes:
