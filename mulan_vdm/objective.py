@@ -137,8 +137,7 @@ def edm_weighting(logsnr: Tensor,
 
 def p2_weighting(logsnr: Tensor, exponent: float = 1., k: float = 1.) -> Tensor:
     "sech(lambda / 2) / (k + exp(lambda))^exponent: P2, cosine schedule; VDM++ appendix D.5."
-    log_k = torch.full_like(logsnr, math.log(k))
-    log_factor = torch.logaddexp(logsnr, log_k)
+    log_factor = torch.logaddexp(logsnr, torch.full_like(logsnr, math.log(k)))
     return torch.exp(_log_sech(logsnr / 2) - exponent * log_factor)
 
 def min_snr_weighting(logsnr: Tensor, bound: float = 5.) -> Tensor: # bound: the paper's gamma

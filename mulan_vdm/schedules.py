@@ -272,8 +272,7 @@ class MonotonePerDim(Between):
         super().__init__(gamma_min, gamma_max, learn_ends, event_shape)
         self.network = network
         self.numbers = 1 + steps
-        centers = (torch.arange(steps) + 0.5) / steps
-        self.centers = nn.Parameter(centers)
+        self.centers = nn.Parameter((torch.arange(steps) + 0.5) / steps)
         self.log_width = nn.Parameter(torch.full((steps,), math.log(0.5 / steps)))
         weights = torch.tensor([1.] + [0.1 / steps] * steps)
         start = weights.expm1().log()  # softplus gives the weights
@@ -406,8 +405,7 @@ class EDMSampling(_ClosedForm):
 
     def density(self, logsnr: Tensor, w: Tensor | None = None) -> Tensor:
         root = torch.exp(-logsnr / (2 * self.rho))
-        span = self.high - self.low
-        p = root / (2 * self.rho * span)
+        p = root / (2 * self.rho * (self.high - self.low))
         return _within(p, root, self.low, self.high)
 
 # %% ../nbs/01_schedules.ipynb #180d07ba
