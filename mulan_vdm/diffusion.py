@@ -466,11 +466,11 @@ def matched(self: Diffusion,
     table = _Average(len(knots), math.prod(shape))
     with evaluating(self):
         for i in range(levels):
-            time = i / max(1, levels - 1)
             chosen = torch.arange(i * images, (i + 1) * images) % len(x)
             for batch in x[chosen].split(batch_size):
+                t = self.reference.new_full((len(batch),), i / max(1, levels - 1))
                 coded, w = self._coded(batch, rows)
-                gamma = self.gamma(self.reference.new_full((len(batch),), time), w)
+                gamma = self.gamma(t, w)
                 error, *_ = self._errors(coded, w, gamma, rows)
                 row, share = _between(knots, gamma.flatten(1))
                 table.add(error.flatten(1), row, share)

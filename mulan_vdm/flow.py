@@ -169,8 +169,10 @@ def log_density(model: Diffusion,
     def derivative(u: Tensor, state: Tensor) -> Tensor:
         gamma, rate = course(u.to(dtype))
         z = state[:, :D].reshape(z_0.shape).to(dtype)
-        moved, div = divergence(_along(model, gamma, rate, w, y), z, probes)
-        return torch.cat([moved.flatten(1), div / D], 1).to(state.dtype)
+        flow = _along(model, gamma, rate, w, y)
+        moved, div = divergence(flow, z, probes)
+        change = torch.cat([moved.flatten(1), div / D], 1)
+        return change.to(state.dtype)
     densities = 1 if probes is None else len(probes)
     start = F.pad(z_0.flatten(1), (0, densities))
     end, nfe = solve(derivative, start, D, **solver)

@@ -59,7 +59,7 @@ def ddim_step(denoise: Denoise, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor, n
     x_hat, eps_hat = denoise(z_t, gamma_t)
     fresh = -eta**2 * torch.expm1(gamma_s - gamma_t)
     mixed = (1 - fresh).sqrt() * eps_hat + fresh.sqrt() * noise
-    return alpha(gamma_s) * x_hat + sigma(gamma_s) * mixed
+    return diffuse(x_hat, gamma_s, mixed)
 
 # %% ../nbs/10_sampling.ipynb #387b5015
 def heun_step(denoise: Denoise, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor,
@@ -67,7 +67,7 @@ def heun_step(denoise: Denoise, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor,
     """Second-order step along the probability flow, two calls of the denoiser; Karras
     et al. 2022, algorithm 1."""
     x_hat, eps_hat = denoise(z_t, gamma_t)
-    z_s = alpha(gamma_s) * x_hat + sigma(gamma_s) * eps_hat
+    z_s = diffuse(x_hat, gamma_s, eps_hat)
     _, ahead = denoise(z_s, gamma_s)
     climb = torch.exp(gamma_s / 2) - torch.exp(gamma_t / 2)
     return z_s + 0.5 * alpha(gamma_s) * climb * (ahead - eps_hat)

@@ -108,8 +108,8 @@ def gamma_and_slope(schedule: Schedule, # any schedule
                    ) -> tuple[Tensor, Tensor]: # gamma(t), d gamma / dt
     "gamma and its slope in t by two backward passes; both are differentiable in the parameters."
     gamma, pull = torch.func.vjp(lambda t: schedule(t, w), t)
-    J_transposed = lambda u: pull(u)[0]
-    _, push = torch.func.vjp(J_transposed, torch.zeros_like(gamma))  # it is linear in u
+    J_transposed = lambda u: pull(u)[0]  # times u; the same derivative at every u
+    _, push = torch.func.vjp(J_transposed, torch.zeros_like(gamma))
     slope, = push(torch.ones_like(t))
     return gamma, slope
 
@@ -221,8 +221,8 @@ class Monotone(Between):
         return line + steps.sum(-1)
 
     def climb(self, t: Tensor, w: Tensor | None = None) -> Tensor:
-        ends = torch.tensor([0., 1.], dtype=self.l1.dtype, device=self.l1.device)
-        g_0, g_1 = self.raw(ends)
+        first_and_last = torch.tensor([0., 1.], dtype=self.l1.dtype, device=self.l1.device)
+        g_0, g_1 = self.raw(first_and_last)
         return (self.raw(t) - g_0) / (g_1 - g_0)
 
 # %% ../nbs/01_schedules.ipynb #adcef18f
@@ -298,8 +298,8 @@ def climb(self: MonotonePerDim, t: Tensor, w: Tensor | None = None) -> Tensor:
     own = self.heights
     heights = own if self.network is None else (own + self.network(w)).movedim(1, 0)
     heights = F.softplus(heights.movedim(0, -1) + self.start)  # (..., *event, 1 + steps)
-    ends = torch.tensor([0., 1.], dtype=own.dtype, device=own.device)
-    low, high = self.features(ends)
+    first_and_last = torch.tensor([0., 1.], dtype=own.dtype, device=own.device)
+    low, high = self.features(first_and_last)
     climbed = ((self.features(t) - low) * heights).sum(-1)  # M(t) - M(0)
     whole = ((high - low) * heights).sum(-1)                # M(1) - M(0)
     return climbed / whole
