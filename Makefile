@@ -61,7 +61,7 @@ gpu: $(INSTALLED) ## measure on an accelerator: parity, speed, memory, a trainin
 	$(BIN)/python .ci/gpu.py
 
 claim-gpu: $(INSTALLED) ## train one schedule and one per pixel, with even times and times that follow the loss, on Fashion-MNIST (IMAGES=its folder, SEEDS, BUDGET in seconds); scaled down without an accelerator
-	$(BIN)/python .ci/gpu.py --parts claim --images "$(IMAGES)" --seeds $(or $(SEEDS),3) --budget $(or $(BUDGET),14400)
+	$(BIN)/python .ci/gpu.py --parts claim --compile --graphs --images "$(IMAGES)" --seeds $(or $(SEEDS),4) --budget $(or $(BUDGET),14400)
 
 house: $(INSTALLED) ## measure how modules and notebooks read, beside the goals
 	$(BIN)/python .ci/house.py

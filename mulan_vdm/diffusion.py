@@ -361,8 +361,8 @@ def _between(levels: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]: # both lik
     levels = levels.to(gamma)
     j = torch.searchsorted(levels, gamma.contiguous(), right=True) - 1
     j = j.clamp(0, len(levels) - 2)
-    below, above = levels[j], levels[j + 1]
-    share = (gamma - below) / (above - below)
+    below = levels[j]
+    share = (gamma - below) / (levels[j + 1] - below)
     return j, share.clamp(0, 1)
 
 # %% ../nbs/07_diffusion.ipynb #4aa2ad6d
@@ -375,7 +375,8 @@ class Matched(NamedTuple):
         j, share = _between(self.levels, gamma.flatten(1))
         table = self.log_error.flatten(1).to(gamma)
         column = torch.arange(table.shape[1], device=gamma.device)
-        below, above = table[j, column], table[j + 1, column]
+        below = table[j, column]
+        above = table[j + 1, column]
         found = torch.lerp(below, above, share).exp()
         event = torch.broadcast_shapes(gamma.shape[1:], self.log_error.shape[1:])
         return found.reshape(len(gamma), *event)
