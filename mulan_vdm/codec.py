@@ -44,14 +44,16 @@ def check_fits(vocab: int | list | None, event_shape: tuple[int, ...]) -> None:
     if not isinstance(vocab, list): return
     shape = torch.tensor(vocab, device='cpu').shape
     pairs = zip(shape[::-1], event_shape[::-1])
-    if len(shape) <= len(event_shape) and all(n in (1, sides) for n, sides in pairs): return
+    fits = len(shape) <= len(event_shape) and all(n in (1, sides) for n, sides in pairs)
+    if fits: return
     raise ValueError(f"vocab of shape {tuple(shape)} for events {tuple(event_shape)}: give one number, or "
                      "one for each dimension")
 
 # %% ../nbs/06_codec.ipynb #760a054b
 def most_levels(vocab: int | list) -> int:
     "Levels of the dimension that has most."
-    return max(map(most_levels, vocab)) if isinstance(vocab, list) else vocab
+    if not isinstance(vocab, list): return vocab
+    return max(map(most_levels, vocab))
 
 def guessing_bits(vocab: int | list) -> float: # bits/dim
     "What knowing nothing costs: every level of a dimension as likely as any other."
@@ -103,10 +105,12 @@ def check_columns(name: str,  # of k, for messages
     low, high = k.long().amin(0), k.long().amax(0)
     outside = ((low < 0) | (high >= levels)).nonzero()
     if not len(outside): return
-    at = tuple(outside[0])
-    raise ValueError(f"{name} has {int(low[at])}..{int(high[at])} in {_place(outside[0])}, outside its "
+    first = outside[0]
+    at = tuple(first)
+    lowest, highest = int(low[at]), int(high[at])
+    raise ValueError(f"{name} has {lowest}..{highest} in {_place(first)}, outside its "
                      f"vocabulary 0..{int(levels[at]) - 1}: requantize it, or set its vocab to "
-                     f"{int(high[at]) + 1}")
+                     f"{highest + 1}")
 
 # %% ../nbs/06_codec.ipynb #24e4e43a
 @patch
@@ -151,14 +155,17 @@ class _LogNormalizer(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         beta, mean, energy = ctx.saved_tensors
-        return 2 * beta * mean * grad, -energy * grad, None, None, None
+        d_u = 2 * beta * mean * grad
+        d_beta = -energy * grad
+        return d_u, d_beta, None, None, None
 
 # %% ../nbs/06_codec.ipynb #1f95d70e
 @patch
 def reach(self: Codec, gamma_0: float) -> int: # levels on either side
     "Levels within six standard deviations of the noise at gamma_0."
     if math.isnan(gamma_0): return 1 # nor is anything else a number then
-    beta = math.exp(min(-gamma_0, 700)) * (2 / most_levels(self.vocab)**2)
+    V = most_levels(self.vocab)
+    beta = math.exp(min(-gamma_0, 700)) * (2 / V**2)
     return math.ceil(6 / math.sqrt(2 * max(beta, 1e-30)))
 
 # %% ../nbs/06_codec.ipynb #0082ba69
@@ -174,15 +181,18 @@ def log_prob(self: Codec,
     levels = self.levels(z_0)
     y = (z_0 / alpha(gamma_0) + 1) * (levels / 2) - 0.5 # in bins
     beta = torch.exp(-gamma_0) * (2 / levels**2)
-    half = self.reach(float(gamma_0.detach().max())) if reach is None else reach
-    width = min(2 * half + 1, most_levels(self.vocab))
-    nearest = y.detach().round().clamp(min=0).clamp(max=levels - 1)
-    start = (nearest - half).clamp(max=levels - width).clamp(min=0) - nearest
-    last = levels - 1 - nearest if isinstance(self.vocab, list) else None
     beta = beta.expand_as(y)
+    nearest = y.detach().round().clamp(min=0).clamp(max=levels - 1)
     u = y - nearest
+
+    if reach is None: reach = self.reach(float(gamma_0.detach().max()))
+    width = min(2 * reach + 1, most_levels(self.vocab))
+    first = (nearest - reach).clamp(max=levels - width).clamp(min=0)
+    last = levels - 1 - nearest if isinstance(self.vocab, list) else None
+    log_S = _LogNormalizer.apply(u, beta, first - nearest, width, last)
+
     o_k = k.to(y.dtype) - nearest
-    return -beta * o_k * (o_k - 2 * u) - _LogNormalizer.apply(u, beta, start, width, last)
+    return -beta * o_k * (o_k - 2 * u) - log_S
 
 # %% ../nbs/06_codec.ipynb #9832904b
 class RealCodec:
@@ -201,7 +211,8 @@ class RealCodec:
 
     def log_prob(self, x: Tensor, z_0: Tensor, gamma_0: Tensor, reach: int | None = None) -> Tensor:
         "log N(x; z_0 / alpha_0, exp(gamma_0)), nats per dimension."
-        square = (x - z_0 / alpha(gamma_0))**2 * torch.exp(-gamma_0)
+        mean = z_0 / alpha(gamma_0)
+        square = (x - mean)**2 * torch.exp(-gamma_0)
         return -0.5 * (square + gamma_0 + math.log(2 * math.pi))
 
 # %% ../nbs/06_codec.ipynb #7afe550e
@@ -217,11 +228,13 @@ def check(self: RealCodec, x: Tensor) -> None:
 def codec_for(vocab: int | Sequence | Tensor | None # levels, as of `Codec`; None for real-valued data
              ) -> Codec | RealCodec:
     "The codec of integers with these levels, or that of real numbers."
-    return RealCodec() if vocab is None else Codec(vocab)
+    if vocab is None: return RealCodec()
+    return Codec(vocab)
 
 # %% ../nbs/06_codec.ipynb #77330bdb
 def bits_per_dim(nats: Tensor,                # nats per example
                  event_shape: tuple[int, ...] # shape of one example
                 ) -> Tensor:                  # bits per dimension
     "Nats per example to bits per dimension, @eq-bits-per-dim."
-    return nats / (math.prod(event_shape) * math.log(2))
+    D = math.prod(event_shape)
+    return nats / (D * math.log(2))

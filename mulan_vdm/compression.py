@@ -53,22 +53,28 @@ class _Settled:
                              "coded with it")
         values = values + _aside
         if self.writing: self.note(key, self._quarters(values))
-        moved = self.notes.get((self.group, key), 0) / 4
+        moved = self.noted(key) / 4
         return np.rint(values - moved) + moved
 
     def note(self, key: int, value: int) -> None:
         "Keeps a note for the reader; zero is not kept."
         if value: self.notes[self.group, key] = value
 
+    def noted(self, key: int) -> int:
+        "What the writer noted on this group, zero if nothing."
+        return self.notes.get((self.group, key), 0)
+
     def forget(self) -> None:
         "Drops the notes on this group."
-        self.notes = {key: v for key, v in self.notes.items() if key[0] != self.group}
+        dropped = [note for note in self.notes if note[0] == self.group]
+        for note in dropped: del self.notes[note]
 
     def _quarters(self, values: np.ndarray) -> int:
         "By how many quarters to move the grid."
         for quarters in range(4):
-            u = values - quarters / 4
-            if np.abs(u - np.floor(u) - 0.5).min(initial=1.) > _margin: return quarters
+            moved = values - quarters / 4
+            fraction = moved - np.floor(moved)
+            if np.abs(fraction - 0.5).min(initial=1.) > _margin: return quarters
         raise ValueError("numbers lie next to every edge of the grid: code fewer images at once")
 
 # %% ../nbs/20_compression.ipynb #706440d0
@@ -85,8 +91,8 @@ def _octave() -> np.ndarray: # (1024,)
 def _power_of_two(thousandths: np.ndarray # whole numbers: 1024 to an octave
                  ) -> np.ndarray:
     "2**(thousandths / 1024), the same digits on every machine."
-    q = thousandths.astype(np.int64)
-    return np.ldexp(_octave()[q % 1024], q // 1024)
+    octaves, place = np.divmod(thousandths.astype(np.int64), 1024)
+    return np.ldexp(_octave()[place], octaves)
 
 # %% ../nbs/20_compression.ipynb #c8f6db7c
 class _Rounded(NamedTuple):
@@ -120,10 +126,16 @@ class _Stack:
     def _hold(self, n: int, coins: np.random.RandomState | None = None) -> None:
         "The coder holds the last n words, or all; coins are added to their bits, except the highest's."
         words = self.ans.get_compressed()
-        while len(words) < n and self.below: words = np.concatenate([self.below.pop(), words])
-        if len(words) > n: self.below.append(words[:-n].copy()) # no view, which would hold all of them
+        while len(words) < n and self.below:
+            under = self.below.pop()
+            words = np.concatenate([under, words])
+        if len(words) > n:
+            under = words[:-n].copy() # no view, which would hold all of them
+            self.below.append(under)
         words = words[-n:]
-        if coins: words[:-1] ^= coins.randint(0, 2**32, max(0, len(words) - 1), dtype=np.uint32)
+        if coins:
+            all_but_highest = words[:-1]
+            all_but_highest ^= coins.randint(0, 2**32, len(all_but_highest), dtype=np.uint32)
         self.ans = _stream().stack.AnsCoder(words)
 
     def words(self, unseal: bool = False) -> np.ndarray: # uint32
@@ -143,7 +155,8 @@ class _Exhausted(Exception):
 @patch
 def draw(self: _Stack, *distribution) -> np.ndarray: # int64
     "Pops symbols. Raises _Exhausted if a writer runs out of bits."
-    self._hold(len(distribution[-1]) + 2)
+    n = len(distribution[-1])
+    self._hold(n + 2)
     symbols = self.ans.decode(*distribution).astype(np.int64)
     self.lowest = min(self.lowest, len(self))
     if self.settled.writing and len(self) < 4: raise _Exhausted
@@ -165,19 +178,22 @@ def _rounded(self: _Stack,
     "Gaussians with settled parameters."
     octaves = self.settled(4 * slot, 256 * np.log2(std))
     std = _power_of_two(4 * octaves)
-    mean = self.settled(4 * slot + 1, 64 * mean.clip(-2.**30, 2.**30)) / 64
+    mean = mean.clip(-2.**30, 2.**30)
+    mean = self.settled(4 * slot + 1, 64 * mean) / 64
     centre = np.rint(mean)
+    rest = mean - centre
     reach = math.ceil(deviations * std.max()) + 1
     std = np.broadcast_to(std, mean.shape)
-    return _Rounded(centre.ravel().astype(np.int64), (mean - centre).ravel(), std.ravel(), reach)
+    return _Rounded(centre.ravel().astype(np.int64), rest.ravel(), std.ravel(), reach)
 
 @patch
 def pop(self: _Stack, slot: int, mean: np.ndarray, std: np.ndarray,
         deviations: int) -> np.ndarray: # int64, like mean
     "Integers by Gaussians with mean and standard deviation in lattice units."
     r = self._rounded(slot, mean, std, deviations)
-    doubled = self.settled.notes.get((self.settled.group, 4 * slot + 2), 0)
-    return (self.draw(*r.family(doubled)) + r.centre).reshape(mean.shape)
+    doubled = self.settled.noted(4 * slot + 2)
+    symbols = self.draw(*r.family(doubled))
+    return (symbols + r.centre).reshape(mean.shape)
 
 # %% ../nbs/20_compression.ipynb #23206bef
 @patch
@@ -188,32 +204,35 @@ def push(self: _Stack, slot: int, k: np.ndarray, mean: np.ndarray, std: np.ndarr
     symbols = k.ravel() - r.centre
     key = 4 * slot + 2
     if self.settled.writing:
-        times = np.abs(symbols).max(initial=0) / r.reach
-        self.settled.note(key, max(0, math.ceil(math.log2(max(times, 1)))))
-    doubled = self.settled.notes.get((self.settled.group, key), 0)
+        farthest = np.abs(symbols).max(initial=0)
+        octaves = math.log2(max(farthest / r.reach, 1))
+        self.settled.note(key, math.ceil(octaves))
+    doubled = self.settled.noted(key)
     self.put(symbols, *r.family(doubled))
 
 # %% ../nbs/20_compression.ipynb #16a477f8
 @patch
 def pop_choice(self: _Stack, slot: int, p: np.ndarray) -> np.ndarray: # int64 (n,)
     "Numbers of columns by their probabilities (n, columns)."
-    return self.draw(_stream().model.Categorical(perfect=False), self._odds(slot, p))
+    return self.draw(*self._choice(slot, p))
 
 @patch
 def push_choice(self: _Stack, slot: int, k: np.ndarray, p: np.ndarray) -> None:
     "The inverse of `pop_choice`."
-    self.put(k, _stream().model.Categorical(perfect=False), self._odds(slot, p))
+    self.put(k, *self._choice(slot, p))
 
 @patch
-def _odds(self: _Stack, slot: int, p: np.ndarray) -> np.ndarray: # like p
-    "Settled probabilities, multiples of 2^-22; the stack lends impossible ones 2^-24."
-    return self.settled(4 * slot, p * 2**20).clip(0) / 2**20
+def _choice(self: _Stack, slot: int, p: np.ndarray) -> tuple: # a distribution, its odds like p
+    "A choice by settled odds, multiples of 2^-22; the stack lends impossible columns 2^-24."
+    odds = self.settled(4 * slot, p * 2**20).clip(0)
+    return _stream().model.Categorical(perfect=False), odds / 2**20
 
 # %% ../nbs/20_compression.ipynb #f233029d
 @patch
 def stir(self: _Stack, slot: int, n: int) -> None:
     "Makes fair what n symbols may be popped from; twice changes nothing."
-    self._hold(n + 2, np.random.RandomState((self.settled.group, slot))) # whose numbers never change
+    coins = np.random.RandomState((self.settled.group, slot)) # whose numbers never change
+    self._hold(n + 2, coins)
 
 # %% ../nbs/20_compression.ipynb #7ba529b1
 _push_deviations = 12 # of what is pushed by p, which may be wrong
@@ -240,46 +259,59 @@ class _Chain:
     def _fast(self, n: int) -> int: # images per call
         "All on an accelerator; on a processor few, whose unfolded convolutions stay in its memory."
         if self.model.reference.device.type != 'cpu': return n
-        return max(1, _fast_numbers // math.prod(self.shape[1:]))
+        dims = math.prod(self.shape[1:])
+        return max(1, _fast_numbers // dims)
 
     def _levels(self, times: Tensor, rows: int) -> list[Tensor]: # (rows, *event or ones) each
         "Noise levels between steps, each a little above the one before where a schedule is flat."
-        levels = [self.model.gamma(t.expand(rows), self.w) for t in times]
-        for i in range(self.T): levels[i + 1] = levels[i + 1].maximum(levels[i] + 2**-20)
+        levels = []
+        for t in times:
+            gamma = self.model.gamma(t.expand(rows), self.w)
+            if levels: gamma = gamma.maximum(levels[-1] + 2**-20)
+            levels.append(gamma)
         return levels
 
     def up(self, i: int) -> tuple[Tensor, Tensor]:
         "Factor of z_{i-1}, or of the data, and standard deviation of q(z_i|z_{i-1}) or q(z_0|x)."
-        gamma = self.gammas[i]
-        if i == 0: return alpha(gamma), sigma(gamma)
-        return transition(self.gammas[i - 1], gamma)
+        gamma_t = self.gammas[i]
+        if i == 0: return alpha(gamma_t), sigma(gamma_t)
+        gamma_s = self.gammas[i - 1]
+        return transition(gamma_s, gamma_t)
 
     def reckoned(self, gamma: Tensor, z: Tensor, x_hat: Tensor) -> Tensor:
         "The model's reverse variance, chunk by chunk where a network learned it."
         reverse = self.model.reverse
         if not isinstance(reverse, Learned): return reverse(gamma, z, x_hat)
         gamma = gamma.expand(len(z), *gamma.shape[1:])
-        return torch.cat([reverse(gamma[r], z[r], x_hat[r]) for r in self.chunks])
+        parts = [reverse(gamma[rows], z[rows], x_hat[rows]) for rows in self.chunks]
+        return torch.cat(parts)
 
     def down(self, i: int, z: Tensor, x_hat: Tensor) -> tuple[Tensor, Tensor]:
         "Mean and standard deviation of p(z_i|z_{i+1}), or of p(z_T)."
         gamma_s = self.gammas[i]
         if i == self.T: return torch.zeros_like(z), torch.ones_like(gamma_s)
-        return step_back(z, x_hat, gamma_s, self.gammas[i + 1], self.reckoned)
+        gamma_t = self.gammas[i + 1]
+        return step_back(z, x_hat, gamma_s, gamma_t, self.reckoned)
 
 # %% ../nbs/20_compression.ipynb #d6a8d42a
 @patch
 def estimate(self: _Chain, i: int, z: Tensor) -> Tensor: # x_hat, like z
     "The network's estimate of the data at level i, chunk by chunk."
-    gamma = self.gammas[i].expand(len(z), *self.gammas[i].shape[1:])
-    read = lambda rows: None if self.w is None else self.w[rows]
-    parts = [self.model.denoise_at(z[r], gamma[r], read(r))[0] for r in self.chunks]
+    gamma = self.gammas[i]
+    gamma = gamma.expand(len(z), *gamma.shape[1:])
+    parts = []
+    for rows in self.chunks:
+        w = None if self.w is None else self.w[rows]
+        x_hat, _ = self.model.denoise_at(z[rows], gamma[rows], w)
+        parts.append(x_hat)
     return torch.cat(parts)
 
 @patch
 def spacing(self: _Chain, i: int) -> Tensor: # like the level
     "Lattice of z_i, @eq-lattice."
-    return torch.minimum(self.up(i)[1], self._least(i)) / 4
+    _, std_q = self.up(i)
+    std_p = self._least(i)
+    return torch.minimum(std_q, std_p) / 4
 
 # %% ../nbs/20_compression.ipynb #2c968d57
 @patch
@@ -287,10 +319,12 @@ def _least(self: _Chain, i: int) -> Tensor: # like the level
     "What the standard deviation of p(z_i|z_{i+1}) is at least, whatever z_{i+1} is."
     gamma_s = self.gammas[i]
     if i == self.T: return torch.ones_like(gamma_s)
+    gamma_t = self.gammas[i + 1]
     nothing = torch.zeros_like(gamma_s)
-    learned = isinstance(self.model.reverse, Learned)
-    reverse = fixed_variance if learned else self.model.reverse
-    return step_back(nothing, nothing, gamma_s, self.gammas[i + 1], reverse)[1]
+    reverse = self.model.reverse
+    if isinstance(reverse, Learned): reverse = fixed_variance
+    _, std = step_back(nothing, nothing, gamma_s, gamma_t, reverse)
+    return std
 
 # %% ../nbs/20_compression.ipynb #51b3406e
 def _numbers(v: Tensor) -> np.ndarray: return v.numpy(force=True)
@@ -299,45 +333,51 @@ def _numbers(v: Tensor) -> np.ndarray: return v.numpy(force=True)
 def _units(self: _Chain, i: int, mean: Tensor, std: Tensor) -> tuple[np.ndarray, np.ndarray]:
     "Mean and standard deviation in units of the lattice of z_i."
     d = self.spacing(i)
-    return _numbers((mean / d).expand(self.shape)), _numbers(std / d)
+    mean = (mean / d).expand(self.shape)
+    return _numbers(mean), _numbers(std / d)
 
 @patch
 def value(self: _Chain, i: int, k: np.ndarray) -> Tensor: # z_i, like k
     "The points of the lattice of z_i."
-    return torch.from_numpy(k).to(self.model.reference) * self.spacing(i)
+    k = torch.from_numpy(k).to(self.model.reference)
+    return k * self.spacing(i)
 
 @patch
-def _up(self: _Chain, i: int, z: Tensor) -> tuple[np.ndarray, np.ndarray, int]:
-    "z_i by q, given z_{i-1} or the data, in units of its lattice."
+def _up(self: _Chain, i: int, z: Tensor) -> tuple[int, np.ndarray, np.ndarray, int]:
+    "Slot of z_i by q, and its Gaussian given z_{i-1} or the data, in units of its lattice."
     scale, std = self.up(i)
-    return *self._units(i, scale * z, std), _pop_deviations
+    mean, std = self._units(i, scale * z, std)
+    return i, mean, std, _pop_deviations
 
 @patch
-def _down(self: _Chain, i: int, z: Tensor) -> tuple[np.ndarray, np.ndarray, int]:
-    "z_i by p, given z_{i+1}, in units of its lattice; z_T needs no estimate."
-    x_hat = z if i == self.T else self.estimate(i + 1, z)
-    return *self._units(i, *self.down(i, z, x_hat)), _push_deviations
+def _down(self: _Chain, i: int, z: Tensor) -> tuple[int, np.ndarray, np.ndarray, int]:
+    "Slot of z_i by p, and its Gaussian given z_{i+1}, in units of its lattice."
+    x_hat = z if i == self.T else self.estimate(i + 1, z) # z_T needs no estimate
+    mean, std = self._units(i, *self.down(i, z, x_hat))
+    return self.T + 1 + i, mean, std, _push_deviations
 
 # %% ../nbs/20_compression.ipynb #76caef57
 @patch
 def pop_up(self: _Chain, i: int, z: Tensor) -> np.ndarray: # integers, like z
     "z_i by q, given z_{i-1} or the data."
-    return self.stack.pop(i, *self._up(i, z))
+    return self.stack.pop(*self._up(i, z))
 
 @patch
 def push_up(self: _Chain, i: int, k: np.ndarray, z: Tensor) -> None:
     "The inverse of `pop_up`."
-    self.stack.push(i, k, *self._up(i, z))
+    slot, *gaussian = self._up(i, z)
+    self.stack.push(slot, k, *gaussian)
 
 @patch
 def pop_down(self: _Chain, i: int, z: Tensor) -> np.ndarray: # integers, like z
     "z_i by p, given z_{i+1}."
-    return self.stack.pop(self.T + 1 + i, *self._down(i, z))
+    return self.stack.pop(*self._down(i, z))
 
 @patch
 def push_down(self: _Chain, i: int, k: np.ndarray, z: Tensor) -> None:
     "The inverse of `pop_down`."
-    self.stack.push(self.T + 1 + i, k, *self._down(i, z))
+    slot, *gaussian = self._down(i, z)
+    self.stack.push(slot, k, *gaussian)
 
 # %% ../nbs/20_compression.ipynb #f97bdf8b
 @patch
@@ -346,35 +386,42 @@ def _choices(self: _Chain,
              k: np.ndarray | None = None # pixels that a writer needs in the window
             ) -> tuple[np.ndarray, np.ndarray]:
     "Lowest level (n, *event) of a window of levels near z_0, and their probabilities (n D, width)."
-    vocab = self.model.codec.vocab
-    slot = 2 * self.T + 2
-    y = _numbers((z / alpha(self.gammas[0]) + 1) * (vocab / 2) - 0.5)    # in levels
-    noise = _numbers(torch.exp(self.gammas[0] / 2)) * (vocab / 2)
-    eight = self.stack.settled(4 * slot + 1, 8 * noise.max(keepdims=True))
-    half = math.ceil(eight.max()) + 2
-    nearest = np.floor(self.stack.settled(4 * slot + 2, y)).clip(0, vocab - 1)
     settled = self.stack.settled
-    if k is not None: settled.note(4 * slot + 3, max(0, int(np.abs(k - nearest).max()) - half))
-    half += settled.notes.get((settled.group, 4 * slot + 3), 0)
+    vocab = self.model.codec.vocab
+    key = 4 * (2 * self.T + 2)
+    gamma_0 = self.gammas[0]
+    y = _numbers((z / alpha(gamma_0) + 1) * (vocab / 2) - 0.5) # z_0 in levels
+    noise = _numbers(torch.exp(gamma_0 / 2)) * (vocab / 2)     # its standard deviation
+    reach = settled(key + 1, 8 * noise.max(keepdims=True))
+    half = math.ceil(reach.max()) + 2
+    nearest = np.floor(settled(key + 2, y)).clip(0, vocab - 1)
+    if k is not None:
+        farthest = int(np.abs(k - nearest).max())
+        settled.note(key + 3, max(0, farthest - half))
+    half += settled.noted(key + 3)
     level = nearest[..., None] + np.arange(-half, half + 1)
-    energy = -0.5 * ((level - y[..., None]) / noise[..., None])**2
-    energy[(level < 0) | (level >= vocab)] = -np.inf
-    p = np.exp(energy - energy.max(-1, keepdims=True))
+    log_p = -0.5 * ((level - y[..., None]) / noise[..., None])**2
+    outside = (level < 0) | (level >= vocab)
+    log_p[outside] = -np.inf
+    p = np.exp(log_p - log_p.max(-1, keepdims=True))
     p = p / p.sum(-1, keepdims=True)
-    return nearest.astype(np.int64) - half, p.reshape(-1, 2 * half + 1)
+    lowest = nearest.astype(np.int64) - half
+    return lowest, p.reshape(-1, 2 * half + 1)
 
 # %% ../nbs/20_compression.ipynb #f4d0b545
 @patch
 def push_pixels(self: _Chain, k: np.ndarray, z: Tensor) -> None:
     "Pixels by the codec, given z_0."
     lowest, p = self._choices(z, k)
-    self.stack.push_choice(2 * self.T + 2, (k - lowest).ravel(), p)
+    place = (k - lowest).ravel()
+    self.stack.push_choice(2 * self.T + 2, place, p)
 
 @patch
 def pop_pixels(self: _Chain, z: Tensor) -> np.ndarray: # int64, like z
     "The inverse of `push_pixels`."
     lowest, p = self._choices(z)
-    return self.stack.pop_choice(2 * self.T + 2, p).reshape(lowest.shape) + lowest
+    place = self.stack.pop_choice(2 * self.T + 2, p)
+    return place.reshape(lowest.shape) + lowest
 
 # %% ../nbs/20_compression.ipynb #ee6dbc86
 class _NoCode:
@@ -396,16 +443,17 @@ class _NoCode:
 class _GaussianCode(_NoCode):
     "Numbers on a lattice of 1/64."
     def _told(self, x: Tensor | None, n: int) -> tuple:
-        size = self.latent.size
-        moments = (torch.zeros(n, size), torch.ones(1, 1)) if x is None else self.latent.moments(x)
-        mean, std = map(_numbers, moments)
-        deviations = _push_deviations if x is None else _pop_deviations
-        return self.slot + (x is None), 64. * mean, 64. * std, deviations
+        if x is None:
+            mean = torch.zeros(n, self.latent.size)
+            std = torch.ones(1, 1)
+            return self.slot + 1, 64. * _numbers(mean), 64. * _numbers(std), _push_deviations
+        mean, std = self.latent.moments(x)
+        return self.slot, 64. * _numbers(mean), 64. * _numbers(std), _pop_deviations
 
     def pop(self, x: Tensor | None, n: int) -> Tensor: # (n, size)
-        slot, *gaussian = self._told(x, n)
-        k = torch.from_numpy(self.stack.pop(slot, *gaussian))
-        return k.to(self.latent.reference) / 64
+        k = self.stack.pop(*self._told(x, n))
+        w = torch.from_numpy(k).to(self.latent.reference)
+        return w / 64
 
     def push(self, w: Tensor, x: Tensor | None) -> None:
         slot, *gaussian = self._told(x, len(w))
@@ -422,12 +470,14 @@ class _CategoricalCode(_NoCode):
         return self.slot + unseen, _numbers(p)
 
     def pop(self, x: Tensor | None, n: int) -> Tensor: # (n, size)
-        k = torch.from_numpy(self.stack.pop_choice(*self._odds(x, n)))
-        return F.one_hot(k, self.latent.size).to(self.latent.reference)
+        k = self.stack.pop_choice(*self._odds(x, n))
+        w = F.one_hot(torch.from_numpy(k), self.latent.size)
+        return w.to(self.latent.reference)
 
     def push(self, w: Tensor, x: Tensor | None) -> None:
         slot, p = self._odds(x, len(w))
-        self.stack.push_choice(slot, _numbers(w.argmax(1)), p)
+        k = _numbers(w.argmax(1))
+        self.stack.push_choice(slot, k, p)
 
 # %% ../nbs/20_compression.ipynb #4822d1c3
 class _KHotCode(_NoCode):
@@ -437,35 +487,42 @@ class _KHotCode(_NoCode):
         if x is not None: logits = self.latent.logits(x)
         return toss(logits, self.latent.k)
 
-    def _chance(self, coins: Coins, i: int, left: np.ndarray, slot: int) -> tuple[np.ndarray, np.ndarray]:
+    def _chance(self, coins: Coins, i: int, left: np.ndarray,
+                slot: int) -> tuple[np.ndarray, np.ndarray]:
         "Whose coin i can fall either way (n,), and their probability of heads."
         free = (left > 0) & (left <= i)
+        ones = left[free]
         before = _numbers(coins.before[i])[np.flatnonzero(free)]
         row = np.arange(len(before))
         logit = coins.logit[torch.from_numpy(free), i]
-        head = _numbers(torch.sigmoid(logit)) * before[row, left[free] - 1]
-        tail = _numbers(torch.sigmoid(-logit)) * before[row, left[free]]
-        p = self.stack.settled(4 * slot, 2**20 * head / (head + tail)) / 2**20
+        heads = _numbers(torch.sigmoid(logit)) * before[row, ones - 1]
+        tails = _numbers(torch.sigmoid(-logit)) * before[row, ones]
+        odds = self.stack.settled(4 * slot, 2**20 * heads / (heads + tails))
+        p = odds / 2**20
         return free, p.clip(2.**-20, 1 - 2.**-20)
 
     def pop(self, x: Tensor | None, n: int) -> Tensor: # (n, size)
+        bernoulli = _stream().model.Bernoulli(perfect=False)
         coins = self._coins(x, n)
         left = np.full(n, self.latent.k)
         w = np.zeros((n, self.latent.size), np.int64)
         for i in reversed(range(self.latent.size)):
-            free, p = self._chance(coins, i, left, self.slot + 2 * i + (x is None))
+            slot = self.slot + 2 * i + (x is None)
+            free, p = self._chance(coins, i, left, slot)
             w[:, i] = left > i
-            if len(p): w[free, i] = self.stack.draw(_stream().model.Bernoulli(perfect=False), p)
+            if len(p): w[free, i] = self.stack.draw(bernoulli, p)
             left = left - w[:, i]
         return torch.from_numpy(w).to(self.latent.reference)
 
     def push(self, w: Tensor, x: Tensor | None) -> None:
+        bernoulli = _stream().model.Bernoulli(perfect=False)
         coins = self._coins(x, len(w))
         w = _numbers(w).astype(np.int64)
         for i in range(self.latent.size):
+            slot = self.slot + 2 * i + (x is None)
             left = w[:, :i + 1].sum(1)
-            free, p = self._chance(coins, i, left, self.slot + 2 * i + (x is None))
-            if len(p): self.stack.put(w[free, i], _stream().model.Bernoulli(perfect=False), p)
+            free, p = self._chance(coins, i, left, slot)
+            if len(p): self.stack.put(w[free, i], bernoulli, p)
 
 # %% ../nbs/20_compression.ipynb #cac19b79
 _latent_codes = {NoLatent: _NoCode, Gaussian: _GaussianCode, Categorical: _CategoricalCode,
@@ -481,16 +538,18 @@ def _push_images(model: Diffusion, times: Tensor, stack: _Stack,
     stack.stir(0, images.numel() + len(images) * model.latent.size)
     w = latent.pop(x, len(x))
     chain = _Chain(model, times, stack, w, len(x))
-    k = chain.pop_up(0, x)
-    z = chain.value(0, k)
-    chain.push_pixels(_numbers(images).astype(np.int64), z)
+    k_s = chain.pop_up(0, x)
+    z_s = chain.value(0, k_s)
+    pixels = _numbers(images).astype(np.int64)
+    chain.push_pixels(pixels, z_s)
     for i in range(1, len(times)):
         stack.stir(i, images.numel())
-        k_t = chain.pop_up(i, z)
-        z = chain.value(i, k_t)
-        chain.push_down(i - 1, k, z)
-        k = k_t
-    chain.push_down(chain.T, k, z)
+        k_t = chain.pop_up(i, z_s)
+        z_t = chain.value(i, k_t)
+        chain.push_down(i - 1, k_s, z_t)
+        k_s = k_t
+        z_s = z_t
+    chain.push_down(chain.T, k_s, z_s)
     latent.push(w, None)
 
 # %% ../nbs/20_compression.ipynb #65aba910
@@ -504,11 +563,14 @@ def _pop_images(model: Diffusion, times: Tensor, stack: _Stack,
     chain = _Chain(model, times, stack, w, n, batch_size)
     k_t = chain.pop_down(chain.T, torch.zeros(chain.shape))
     for i in reversed(range(1, len(times))):
-        k = chain.pop_down(i - 1, chain.value(i, k_t))
-        chain.push_up(i, k_t, chain.value(i - 1, k))
-        stack.stir(i, k.size)
-        k_t = k
-    images = torch.from_numpy(chain.pop_pixels(chain.value(0, k_t)))
+        z_t = chain.value(i, k_t)
+        k_s = chain.pop_down(i - 1, z_t)
+        z_s = chain.value(i - 1, k_s)
+        chain.push_up(i, k_t, z_s)
+        stack.stir(i, k_s.size)
+        k_t = k_s
+    z_0 = chain.value(0, k_t)
+    images = torch.from_numpy(chain.pop_pixels(z_0))
     x = model.codec.encode(images.to(model.reference.device), model.reference.dtype)
     chain.push_up(0, k_t, x)
     latent.push(w, x)
@@ -519,10 +581,12 @@ def _pop_images(model: Diffusion, times: Tensor, stack: _Stack,
 def _picture(x: np.ndarray # uint8 (n, *event)
             ) -> Image.Image:
     "Images below one another; what is no picture becomes a row of grey pixels."
-    if x.ndim == 4 and x.shape[1] in (1, 3):
-        rows = x.transpose(0, 2, 3, 1).reshape(-1, x.shape[3], x.shape[1])
-        return Image.fromarray(rows.squeeze(2) if x.shape[1] == 1 else rows)
-    return Image.fromarray(x.reshape(len(x), -1))
+    n, *event = x.shape
+    if len(event) != 3 or event[0] not in (1, 3): return Image.fromarray(x.reshape(n, -1))
+    c, h, w = event
+    rows = x.transpose(0, 2, 3, 1).reshape(n * h, w, c)
+    if c == 1: rows = rows.squeeze(2)
+    return Image.fromarray(rows)
 
 def _saved(x: np.ndarray, format: str, **options) -> bytes:
     "The file that Pillow makes of images."
@@ -532,8 +596,8 @@ def _saved(x: np.ndarray, format: str, **options) -> bytes:
 
 def _pixels_of(file: bytes, shape: tuple[int, ...]) -> np.ndarray: # uint8, of the shape
     "The images of `_saved`."
+    grey = len(shape) != 4 or shape[1] != 3
     with Image.open(io.BytesIO(file)) as picture:
-        grey = len(shape) != 4 or shape[1] != 3
         rows = np.asarray(picture.convert('L' if grey else 'RGB'))
     if grey: return rows.reshape(shape)
     n, c, h, w = shape
@@ -542,21 +606,29 @@ def _pixels_of(file: bytes, shape: tuple[int, ...]) -> np.ndarray: # uint8, of t
 _webp = dict(format='WEBP', lossless=True, quality=100, method=6, exact=True)
 
 # %% ../nbs/20_compression.ipynb #c421386b
+def _deflated(data: bytes) -> bytes:
+    "Without a header."
+    deflate = zlib.compressobj(9, wbits=-15)
+    return deflate.compress(data) + deflate.flush()
+
 def _store(x: np.ndarray # uint8 or uint16 (n, *event)
           ) -> tuple[int, bytes]: # number of the coder, its file
     "Images by the best of the other coders."
-    deflate = zlib.compressobj(9, wbits=-15)
-    files = [deflate.compress(x.astype(x.dtype.newbyteorder('<')).tobytes()) + deflate.flush()]
+    little_endian = x.astype(x.dtype.newbyteorder('<'))
+    files = [_deflated(little_endian.tobytes())]
     if x.dtype == np.uint8:
         files.append(_saved(x, 'PNG', optimize=True))
-        if features.check('webp') and max(_picture(x).size) < 16384: files.append(_saved(x, **_webp))
-    kind = min(range(len(files)), key=lambda i: len(files[i]))
+        fits = max(_picture(x).size) < 16384 # what WebP can hold
+        if fits and features.check('webp'): files.append(_saved(x, **_webp))
+    sizes = [len(file) for file in files]
+    kind = sizes.index(min(sizes))
     return kind, files[kind]
 
 def _stored(kind: int, file: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     "The images of `_store`."
     if kind: return _pixels_of(file, shape)
-    return np.frombuffer(zlib.decompress(file, -15), dtype.newbyteorder('<')).reshape(shape)
+    data = zlib.decompress(file, -15)
+    return np.frombuffer(data, dtype.newbyteorder('<')).reshape(shape)
 
 # %% ../nbs/20_compression.ipynb #bb99eeb8
 def _tried(model: Diffusion, times: Tensor, stack: _Stack,
@@ -593,7 +665,8 @@ def _push_groups(model: Diffusion, times: Tensor, stack: _Stack, images: Sequenc
         sizes.append(len(group))
         bar.update(len(group))
         first += len(group)
-        size = min(batch_size, max(1, int(0.9 * len(stack) * len(group) / taken)))
+        affordable = int(0.9 * len(stack) * len(group) / taken)
+        size = min(batch_size, max(1, affordable))
     return sizes
 
 # %% ../nbs/20_compression.ipynb #a38dfb98
@@ -604,11 +677,14 @@ def _digest(model: Diffusion,
     config = {k: v for k, v in getattr(model, 'config', {}).items() if k != 'preset'}
     said = [model.codec.vocab, model.event_shape, model.prediction.__name__,
             type(model.schedule).__name__, type(model.latent).__name__, config]
-    digest = hashlib.blake2b(json.dumps(said, sort_keys=True, default=str).encode(), digest_size=8)
-    learned = reverse.tensors() if isinstance(reverse, Learned) else {}
-    for name, v in (*sorted(model.state_dict().items()), *sorted(learned.items())):
-        digest.update(f'{name} {tuple(v.shape)}'.encode())
-        digest.update(_numbers(v.double()).tobytes())
+    said = json.dumps(said, sort_keys=True, default=str)
+    digest = hashlib.blake2b(said.encode(), digest_size=8)
+    tensors = sorted(model.state_dict().items())
+    if isinstance(reverse, Learned): tensors += sorted(reverse.tensors().items())
+    for name, v in tensors:
+        numbers = _numbers(v.double())
+        digest.update(f'{name} {numbers.shape}'.encode())
+        digest.update(numbers.tobytes())
     return digest.digest()
 
 _table_rows = 48
@@ -616,17 +692,21 @@ _table_rows = 48
 # %% ../nbs/20_compression.ipynb #402182b2
 def _table_of(model: Diffusion) -> np.ndarray: # whole numbers 0..255 (48, *event or ones)
     "The model's reverse variance, two octaves above one and fourteen below it; none if it was learned."
-    if isinstance(model.reverse, Learned): return np.full((_table_rows, *[1] * len(model.event_shape)), 255)
+    if isinstance(model.reverse, Learned):
+        one_each = [1] * len(model.event_shape)
+        return np.full((_table_rows, *one_each), 255)
     knots = torch.linspace(*model.schedule.ends(), _table_rows, **model.options)
-    reckoned = model.reverse(model.unsqueeze(knots), None, None).clamp(min=1e-9)
-    octaves = 2 - np.log2(_numbers(reckoned))
-    return np.rint(16 * octaves).clip(0, 255).astype(int)
+    reckoned = model.reverse(model.unsqueeze(knots), None, None)
+    octaves = 2 - np.log2(_numbers(reckoned.clamp(min=1e-9)))
+    sixteenths = np.rint(16 * octaves)
+    return sixteenths.clip(0, 255).astype(int)
 
 def _set_table(model: Diffusion, table: np.ndarray) -> None:
     "Gives the model the reverse variance of a table."
+    none = (table == 255).all()
     knots = torch.linspace(*model.schedule.ends(), _table_rows, **model.options)
-    log_error = torch.from_numpy(2 - table / 16).to(knots) * math.log(2)
-    model.reverse = fixed_variance if (table == 255).all() else Matched(knots, log_error)
+    octaves = torch.from_numpy(2 - table / 16).to(knots)
+    model.reverse = fixed_variance if none else Matched(knots, octaves * math.log(2))
 
 # %% ../nbs/20_compression.ipynb #636cf50a
 def _varints(numbers: Sequence[int]) -> bytes:
@@ -652,7 +732,8 @@ def _read_varints(data: bytes) -> Iterator[int]:
 
 def _taken(numbers: Iterator[int]) -> list[int]:
     "As many numbers as the first of them says."
-    return [next(numbers) for _ in range(next(numbers))]
+    many = next(numbers)
+    return [next(numbers) for _ in range(many)]
 
 # %% ../nbs/20_compression.ipynb #f3ad543b
 _magic = b'MVZ2'
@@ -690,48 +771,60 @@ class Contents(NamedTuple):
 # %% ../nbs/20_compression.ipynb #51a59aae
 def _check_bits(event_shape: tuple[int, ...]) -> int:
     "Bits of an image's checksum."
-    return min(32, max(1, math.prod(event_shape) // 128))
+    bits = math.prod(event_shape) // 128
+    return min(32, max(1, bits))
+
+def _check_bytes(images: int, event_shape: tuple[int, ...]) -> int:
+    "Bytes of all checksums."
+    bits = images * _check_bits(event_shape)
+    return (bits + 7) // 8
 
 @patch
 def to_bytes(self: Contents) -> bytes:
     "The file."
-    notes = [n for (group, key), v in sorted(self.notes.items()) for n in (group, key, v)]
+    notes = []
+    for (group, key), value in sorted(self.notes.items()): notes += [group, key, value]
     table = self.table.reshape(len(self.table), -1)
-    lists = (self.device.encode(), self.event_shape, self.steps, self.groups, notes, table.ravel())
     numbers = [self.vocab, self.images, self.stored, self.coder, self.stored_bytes, self.sum,
                table.shape[1]]
+    lists = (self.device.encode(), self.event_shape, self.steps, self.groups, notes, table.ravel())
     for each in lists: numbers += [len(each), *each]
-    deflate = zlib.compressobj(9, wbits=-15)
-    head = deflate.compress(_varints(numbers)) + deflate.flush()
-    rest = (self.digest + _varints([len(head)]) + head + self.checks
-            + self.words.astype('<u4').tobytes())
+    head = _deflated(_varints(numbers))
+    size = _varints([len(head)])
+    words = self.words.astype('<u4').tobytes()
+    rest = self.digest + size + head + self.checks + words
     return _magic + zlib.crc32(rest).to_bytes(4, 'little') + rest
 
 # %% ../nbs/20_compression.ipynb #693632a7
 def _read(file: bytes) -> Contents:
     "The inverse of `to_bytes`; raises whatever nonsense makes it raise."
-    size = next(_read_varints(file[16:]))
-    start = 16 + len(_varints([size]))
-    numbers = _read_varints(zlib.decompress(file[start:start + size], -15))
+    digest = file[8:16]
+    rest = file[16:]
+    size = next(_read_varints(rest))
+    rest = rest[len(_varints([size])):]
+    head, rest = rest[:size], rest[size:]
+    numbers = _read_varints(zlib.decompress(head, -15))
     vocab, images, stored, coder, stored_bytes, sum, columns = (next(numbers) for _ in range(7))
     device, event_shape, steps, groups, notes, table = (_taken(numbers) for _ in range(6))
-    checks = (images * _check_bits(event_shape) + 7) // 8
-    body = start + size
+    notes = zip(notes[::3], notes[1::3], notes[2::3])
+    notes = {(group, key): value for group, key, value in notes}
     shape = event_shape if columns > 1 else [1] * len(event_shape)
-    noted = zip(notes[::3], notes[1::3], notes[2::3])
-    return Contents(file[8:16], bytes(device).decode(), tuple(event_shape), vocab, images, stored,
-                    coder, stored_bytes, tuple(steps), tuple(groups),
-                    {(group, slot): moved for group, slot, moved in noted},
-                    np.array(table).reshape(-1, *shape), sum, file[body:body + checks],
-                    np.frombuffer(file[body + checks:], '<u4').astype(np.uint32))
+    table = np.array(table).reshape(-1, *shape)
+    n = _check_bytes(images, event_shape)
+    checks, rest = rest[:n], rest[n:]
+    words = np.frombuffer(rest, '<u4').astype(np.uint32)
+    device = bytes(device).decode()
+    return Contents(digest, device, tuple(event_shape), vocab, images, stored, coder, stored_bytes,
+                    tuple(steps), tuple(groups), notes, table, sum, checks, words)
 
 def _fit(held: Contents) -> bool:
     "Do the numbers of images, checksums, table and steps agree?"
-    checks = (held.images * _check_bits(held.event_shape) + 7) // 8
-    counted = held.stored + sum(held.groups) == held.images > 0
-    filled = held.stored > 0 and min(held.groups, default=1) > 0
-    measured = len(held.checks) == checks and len(held.table) == _table_rows
-    return counted and filled and measured and held.steps[-1:] > (0,)
+    counted = held.stored + sum(held.groups) == held.images
+    filled = held.stored > 0 and all(n > 0 for n in held.groups)
+    checked = len(held.checks) == _check_bytes(held.images, held.event_shape)
+    tabled = len(held.table) == _table_rows
+    stepped = len(held.steps) > 0 and held.steps[-1] > 0
+    return counted and filled and checked and tabled and stepped
 
 def contents(file: bytes # of `compress`
             ) -> Contents:
@@ -778,10 +871,15 @@ def _crc(image: np.ndarray) -> int:
     "CRC-32 of an image's levels, whatever their type."
     return zlib.crc32(image.astype('<u2').tobytes())
 
+def _crc_of(sums: Sequence[int]) -> int:
+    "CRC-32 of the images' sums."
+    return zlib.crc32(np.array(sums, '<u4').tobytes())
+
 def _packed_checks(sums: Sequence[int], bits: int) -> bytes:
     "The lowest bits of the images' sums, one after another."
-    every = [sum >> i & 1 for sum in sums for i in range(bits)]
-    return np.packbits(np.array(every, np.uint8)).tobytes()
+    lowest = [sum >> i & 1 for sum in sums for i in range(bits)]
+    packed = np.packbits(np.array(lowest, np.uint8))
+    return packed.tobytes()
 
 def _dtype(vocab: int) -> np.dtype: return np.dtype(np.uint8 if vocab <= 256 else np.uint16)
 
@@ -789,9 +887,10 @@ def _steps(T: int | Tensor) -> tuple[int, ...]:
     "Their number, or their times in 65536ths. Raises ValueError for others."
     if isinstance(T, Integral) and T > 0: return (int(T),)
     if isinstance(T, Tensor) and T.ndim == 1 and len(T) > 1:
-        steps = tuple((T.double() * 65536).round().long().tolist())
+        parts = (T.double() * 65536).round()
+        steps = tuple(parts.long().tolist())
         rising = all(a < b for a, b in zip(steps, steps[1:]))
-        if rising and (steps[0], steps[-1]) == (0, 65536): return steps
+        if rising and steps[0] == 0 and steps[-1] == 65536: return steps
     raise ValueError(f"T={T}: pass at least one step, or a tensor of times that rise from 0 to 1 by "
                      "at least 1/65536")
 
@@ -803,17 +902,20 @@ def _begun(model: Diffusion, images: Sequence,
     "The contents of a file that stores so many images."
     first = _numbers(images[:stored]).astype(_dtype(empty.vocab))
     coder, file = _store(first)
-    words = np.frombuffer(file + bytes(-len(file) % 4), '<u4').astype(np.uint32)
+    padding = bytes(-len(file) % 4)
+    words = np.frombuffer(file + padding, '<u4').astype(np.uint32)
     stack = _Stack(words, _Settled())
-    try: groups = _push_groups(model, empty.times.to(model.reference), stack, images, stored,
-                               batch_size, bar)
+    times = empty.times.to(model.reference)
+    try: groups = _push_groups(model, times, stack, images, stored, batch_size, bar)
     except _Exhausted: return None
-    sums = [_crc(image) for i in range(0, len(images), batch_size)
-            for image in _numbers(images[i:i + batch_size])]
-    return empty._replace(
-        stored=stored, coder=coder, stored_bytes=len(file), groups=tuple(groups),
-        notes=stack.settled.notes, sum=zlib.crc32(np.array(sums, '<u4').tobytes()),
-        checks=_packed_checks(sums, _check_bits(empty.event_shape)), words=stack.words())
+    sums = []
+    for i in range(0, len(images), batch_size):
+        part = _numbers(images[i:i + batch_size])
+        sums += [_crc(image) for image in part]
+    checks = _packed_checks(sums, _check_bits(empty.event_shape))
+    return empty._replace(stored=stored, coder=coder, stored_bytes=len(file), groups=tuple(groups),
+                          notes=stack.settled.notes, sum=_crc_of(sums), checks=checks,
+                          words=stack.words())
 
 # %% ../nbs/20_compression.ipynb #c0d799ab
 def _check_images(model: Diffusion, images: Sequence, batch_size: int) -> None:
@@ -843,8 +945,10 @@ def compress(model: Diffusion,
     if exact.codec.vocab > 2**16: raise ValueError(f"vocab={exact.codec.vocab}: at most 65536 levels")
     table = _table_of(exact)
     if not isinstance(exact.reverse, Learned): _set_table(exact, table)
-    empty = Contents(_digest(model, model.reverse), exact.reference.device.type, exact.event_shape,
-                     exact.codec.vocab, len(images), 0, 0, 0, steps, (), {}, table, 0, b'', None)
+    digest = _digest(model, model.reverse)
+    device = exact.reference.device.type
+    empty = Contents(digest, device, exact.event_shape, exact.codec.vocab, len(images), 0, 0, 0,
+                     steps, (), {}, table, 0, b'', None)
     bar = tqdm(total=len(images), desc='compressing', disable=not progress)
     for stored in range(1, len(images) + 1):
         bar.reset()
@@ -879,7 +983,8 @@ def _check_sums(held: Contents, first: int, images: np.ndarray) -> list[int]: # 
     every = np.unpackbits(np.frombuffer(held.checks, np.uint8))
     sums = [_crc(image) for image in images]
     for i, sum in enumerate(sums, first):
-        if any(sum >> j & 1 != bit for j, bit in enumerate(every[i * bits:(i + 1) * bits])):
+        lowest = every[i * bits:(i + 1) * bits]
+        if any(sum >> j & 1 != bit for j, bit in enumerate(lowest)):
             raise _differs(f'image {i} differs')
     return sums
 
@@ -926,9 +1031,10 @@ def decompressed(model: Diffusion, # the one that wrote the file
         yield first, images.to(_kind(held.vocab))
     images = _first_images(held, stack)
     sums = _check_sums(held, 0, images) + sums
-    if zlib.crc32(np.array(sums, '<u4').tobytes()) != held.sum: raise _differs('the images differ')
+    if _crc_of(sums) != held.sum: raise _differs('the images differ')
     bar.update(held.stored)
-    yield 0, torch.from_numpy(images.astype(np.int64)).to(_kind(held.vocab))
+    images = torch.from_numpy(images.astype(np.int64))
+    yield 0, images.to(_kind(held.vocab))
 
 # %% ../nbs/20_compression.ipynb #255e3acb
 def decompress(model: Diffusion, # the one that wrote the file
@@ -938,7 +1044,8 @@ def decompress(model: Diffusion, # the one that wrote the file
     "All images of a file. Raises what `decompressed` raises."
     held = contents(file)
     images = torch.empty(held.images, *held.event_shape, dtype=_kind(held.vocab))
-    for first, group in decompressed(model, file, **kwargs): images[first:first + len(group)] = group
+    for first, group in decompressed(model, file, **kwargs):
+        images[first:first + len(group)] = group
     return images
 
 # %% ../nbs/20_compression.ipynb #4ff7e1fa
@@ -948,9 +1055,11 @@ def _mosaic(x: np.ndarray # uint8 (n, c, h, w)
     n, c, h, w = x.shape
     columns = math.ceil(n**0.5)
     rows = math.ceil(n / columns)
-    full = np.concatenate([x, np.zeros((rows * columns - n, c, h, w), x.dtype)])
-    tiled = full.reshape(rows, columns, c, h, w).transpose(2, 0, 3, 1, 4)
-    return tiled.reshape(1, c, rows * h, columns * w)
+    zeros = np.zeros((rows * columns - n, c, h, w), x.dtype)
+    full = np.concatenate([x, zeros])
+    places = full.reshape(rows, columns, c, h, w)
+    lines = places.transpose(2, 0, 3, 1, 4)
+    return lines.reshape(1, c, rows * h, columns * w)
 
 # %% ../nbs/20_compression.ipynb #8169fb58
 def _picture_coders() -> dict[str, dict]: # options of Pillow by name
@@ -966,5 +1075,8 @@ def picture_sizes(x: Tensor # uint8 images (n, c, h, w), c of 1 or 3
     "Sizes of the same images as PNG, WebP and JPEG XL without loss."
     x = _numbers(x)
     whole = _mosaic(x)
-    return {name: (sum(len(_saved(x[i:i + 1], **how)) for i in range(len(x))), len(_saved(whole, **how)))
-            for name, how in _picture_coders().items()}
+    sizes = {}
+    for name, how in _picture_coders().items():
+        single = [len(_saved(x[i:i + 1], **how)) for i in range(len(x))]
+        sizes[name] = sum(single), len(_saved(whole, **how))
+    return sizes

@@ -78,8 +78,9 @@ def step_back(z_t: Tensor,     # noisy data (B, *event)
              ) -> tuple[Tensor, Tensor]: # mean like z_t, standard deviation like gamma_s or z_t
     "Mean and standard deviation of p(z_s|z_t), @eq-reverse-variance."
     mean, std = posterior(z_t, x_hat, gamma_s, gamma_t)
-    reckoned = reverse(gamma_t, z_t, x_hat)
-    return mean, std * (1 + torch.expm1(gamma_t - gamma_s) * reckoned).sqrt()
+    m = reverse(gamma_t, z_t, x_hat)
+    a = torch.expm1(gamma_t - gamma_s)
+    return mean, std * (1 + a * m).sqrt()
 
 # %% ../nbs/07_diffusion.ipynb #d6815ee3
 def _charged(error: Tensor,    # squared error of the noise (B, *event)
@@ -148,14 +149,16 @@ def extra_repr(self: Diffusion) -> str: # beside its modules, for whoever prints
 @patch
 def unsqueeze(self: Diffusion, t: Tensor) -> Tensor: # (B, 1, ..., 1)
     "One axis of length one per event axis."
-    return t.reshape(-1, *[1] * len(self.event_shape))
+    ones = [1] * len(self.event_shape)
+    return t.reshape(-1, *ones)
 
 # %% ../nbs/07_diffusion.ipynb #1722b9e9
 @patch
 def gamma(self: Diffusion, t: Tensor | float, w: Tensor | None = None) -> Tensor: # broadcastable to x
     "gamma at times t (B,) for latents w; raises ValueError for times outside [0, 1]."
     t = torch.as_tensor(t, **self.options)
-    if not ((t >= 0) & (t <= 1)).all():
+    inside = (t >= 0) & (t <= 1)
+    if not inside.all():
         raise ValueError(f"t has values in {t.min():g}..{t.max():g}, outside [0, 1]: "
                          "0 is data, 1 is noise")
     return self.schedule(self.unsqueeze(t), w)
@@ -197,7 +200,8 @@ def denoise_at(self: Diffusion,
 def denoise(self: Diffusion, z_t: Tensor, t: Tensor, w: Tensor | None = None,
             y: Tensor | None = None) -> tuple[Tensor, Tensor]: # x_hat, eps_hat
     "Estimates of data and noise at times t (B,); raises ValueError for times outside [0, 1]."
-    return self.denoise_at(z_t, self.gamma(t, w), w, y)
+    gamma = self.gamma(t, w)
+    return self.denoise_at(z_t, gamma, w, y)
 
 # %% ../nbs/07_diffusion.ipynb #3d1916da
 def _step_times(T: int | Tensor, # number of even steps, or rising times (T + 1,) from 0 to 1
@@ -239,7 +243,8 @@ def _times(self: Diffusion, n: int, rows: Rows, t: Tensor | None = None
           ) -> tuple[Tensor, Tensor | float]: # (n, 1, ..., 1), factor of their losses
     "The given times, or low-discrepancy times in [0, 1), dense where the clock is slow."
     if t is not None: return self.unsqueeze(t.to(self.reference.dtype)), 1.
-    u = self.unsqueeze(low_discrepancy_times(n, rows, **self.options))
+    u = low_discrepancy_times(n, rows, **self.options)
+    u = self.unsqueeze(u)
     if self.clock is None: return u, 1.
     t, dt_du = gamma_and_slope(self.clock, u)
     return t.detach().clamp(0, 1 - 2**-24), dt_du.detach()
@@ -251,7 +256,8 @@ def _charges(self: Diffusion, error: Tensor, answer: Tensor, z_t: Tensor, gamma_
     "What steps charge in place of squared errors (B, *event), by the model's reverse variance."
     steps = T if isinstance(T, int) else len(T) - 1
     x_hat, _ = to_x_eps(answer, z_t, gamma_t, self.prediction)
-    return _charged(error, self.reverse(gamma_t, z_t, x_hat), rate / steps)
+    reckoned = self.reverse(gamma_t, z_t, x_hat)
+    return _charged(error, reckoned, rate / steps)
 
 # %% ../nbs/07_diffusion.ipynb #0891cad2
 @patch
@@ -296,7 +302,8 @@ def check_model(model: object) -> None:
 def _reach(self: Diffusion) -> int | None: # of the decoder; None where it must ask the device
     "Levels that the decoder looks at where gamma(0) is fixed."
     start = self.schedule.fixed_start()
-    return None if start is None or self.codec.vocab is None else self.codec.reach(start)
+    if start is None or self.codec.vocab is None: return None
+    return self.codec.reach(start)
 
 # %% ../nbs/07_diffusion.ipynb #5fcae39e
 def _total(nats: Tensor) -> Tensor: # (B, *event) to (B,)
@@ -322,13 +329,14 @@ def forward(self: Diffusion,
     k = x
     x = self.codec.encode(k, self.reference.dtype)
     t, dt_du = self._times(len(x), rows, t)
-    eps, eps_0 = rows.randn(*x.shape, **self.options), rows.randn(*x.shape, **self.options)
+    eps = rows.randn(*x.shape, **self.options)
+    eps_0 = rows.randn(*x.shape, **self.options)
     if w is None: w, latent = self.latent(x, rows)
     else: latent = self.latent.log_ratio(w, x)
 
-    interior = None
-    if self.variance and self.training and T is None: interior = _Interior(self.schedule, t, w)
-    gamma_t, rate = self.gamma_and_rate(t, T, w) if interior is None else interior.gamma_and_rate
+    two_aims = self.variance and self.training and T is None
+    interior = _Interior(self.schedule, t, w) if two_aims else None
+    gamma_t, rate = interior.gamma_and_rate if interior else self.gamma_and_rate(t, T, w)
     gamma_0, gamma_1 = self.schedule(torch.zeros_like(t), w), self.schedule(torch.ones_like(t), w)
 
     z_0 = diffuse(x, gamma_0, eps_0)
@@ -343,7 +351,7 @@ def forward(self: Diffusion,
     weight = self.weighting(-gamma_t)
     weighted = weight * diffusion
     if self.training: self._learn_times(t, gamma_t, rate, weight * error)
-    if interior is not None: interior.follow(self.unsqueeze(_total(weighted.detach())))
+    if interior: interior.follow(self.unsqueeze(_total(weighted.detach())))
     if per_dimension: return Terms(reconstruction, prior, diffusion, latent, weighted)
     return Terms(_total(reconstruction), _total(prior), _total(diffusion), latent, _total(weighted))
 
@@ -353,7 +361,9 @@ def _between(levels: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]: # both lik
     levels = levels.to(gamma)
     j = torch.searchsorted(levels, gamma.contiguous(), right=True) - 1
     j = j.clamp(0, len(levels) - 2)
-    return j, ((gamma - levels[j]) / (levels[j + 1] - levels[j])).clamp(0, 1)
+    below = levels[j]
+    share = (gamma - below) / (levels[j + 1] - below)
+    return j, share.clamp(0, 1)
 
 # %% ../nbs/07_diffusion.ipynb #4aa2ad6d
 class Matched(NamedTuple):
@@ -365,7 +375,9 @@ class Matched(NamedTuple):
         j, share = _between(self.levels, gamma.flatten(1))
         table = self.log_error.flatten(1).to(gamma)
         column = torch.arange(table.shape[1], device=gamma.device)
-        found = torch.lerp(table[j, column], table[j + 1, column], share).exp()
+        below = table[j, column]
+        above = table[j + 1, column]
+        found = torch.lerp(below, above, share).exp()
         event = torch.broadcast_shapes(gamma.shape[1:], self.log_error.shape[1:])
         return found.reshape(len(gamma), *event)
 
@@ -380,15 +392,18 @@ def _errors(self: Diffusion, x: Tensor, # data (B, *event), coded
     z_t = diffuse(x, gamma, eps)
     answer = self.net(z_t, gamma, w=w)
     x_hat, _ = to_x_eps(answer, z_t, gamma, self.prediction)
-    return eps_error(answer, x, eps, gamma, self.prediction)**2, z_t, x_hat
+    error = eps_error(answer, x, eps, gamma, self.prediction)
+    return error**2, z_t, x_hat
 
 @patch
 @torch.no_grad()
 def _coded(self: Diffusion, images: Tensor, # (B, *event)
            rows: Rows) -> tuple[Tensor, Tensor | None]: # data, latents
     "Images as the network sees them, with a latent of each."
-    x = self.codec.encode(images.to(self.reference.device), self.reference.dtype)
-    return x, self.latent(x, rows)[0]
+    images = images.to(self.reference.device)
+    x = self.codec.encode(images, self.reference.dtype)
+    w, _ = self.latent(x, rows)
+    return x, w
 
 # %% ../nbs/07_diffusion.ipynb #b8af475f
 @patch
@@ -399,7 +414,8 @@ def _table_levels(self: Diffusion, levels: int) -> Tensor: # at most (levels,), 
         raise ValueError(f"the schedule runs from {low:g} to {high:g}: steps with a reverse "
                          "variance need finite ends")
     if self.schedule.event_shape: return torch.linspace(low, high, levels, **self.options)
-    return self.gamma(torch.linspace(0, 1, levels, **self.options)).flatten().unique()
+    times = torch.linspace(0, 1, levels, **self.options)
+    return self.gamma(times).flatten().unique()
 
 # %% ../nbs/07_diffusion.ipynb #7a85a877
 class _Average:
@@ -419,15 +435,17 @@ class _Average:
         cell = row.cpu() * columns + column
         for offset, part in ((0, 1 - share), (columns, share)):
             part = part.double().cpu().expand_as(values)
-            self.total.view(-1).index_add_(0, (cell + offset).flatten(), (part * values).flatten())
-            self.count.view(-1).index_add_(0, (cell + offset).flatten(), part.flatten())
+            index = (cell + offset).flatten()
+            self.total.view(-1).index_add_(0, index, (part * values).flatten())
+            self.count.view(-1).index_add_(0, index, part.flatten())
 
     def log_mean(self) -> tuple[Tensor, Tensor]: # which rows (K,) bool; theirs (K', columns)
         "Logarithms of the means of rows that were counted; an empty cell takes that of its row."
         kept = self.count.sum(1) > 0
         total, count = self.total[kept], self.count[kept]
-        row = (total.sum(1) / count.sum(1))[:, None].expand_as(total)
-        mean = torch.where(count > 0, total / count.clamp(min=1e-30), row)
+        own = total / count.clamp(min=1e-30)
+        of_row = total.sum(1) / count.sum(1)
+        mean = torch.where(count > 0, own, of_row[:, None])
         return kept, mean.clamp(min=1e-12).log()
 
 # %% ../nbs/07_diffusion.ipynb #a6db7905
@@ -445,17 +463,18 @@ def matched(self: Diffusion,
     other shapes or pixels, and a schedule that does not end."""
     self.check(x)
     knots = self._table_levels(levels)
-    table = _Average(len(knots), math.prod(self.event_shape) if per_pixel else 1)
+    shape = self.event_shape if per_pixel else [1] * len(self.event_shape)
+    table = _Average(len(knots), math.prod(shape))
     with evaluating(self):
         for i in range(levels):
-            chosen = x[torch.arange(i * images, (i + 1) * images) % len(x)]
-            for batch in chosen.split(batch_size):
-                time = self.reference.new_full((len(batch),), i / max(1, levels - 1))
+            chosen = torch.arange(i * images, (i + 1) * images) % len(x)
+            for batch in x[chosen].split(batch_size):
+                t = self.reference.new_full((len(batch),), i / max(1, levels - 1))
                 coded, w = self._coded(batch, rows)
-                gamma = self.gamma(time, w)
+                gamma = self.gamma(t, w)
                 error, *_ = self._errors(coded, w, gamma, rows)
-                table.add(error.flatten(1), *_between(knots, gamma.flatten(1)))
-    shape = self.event_shape if per_pixel else [1] * len(self.event_shape)
+                row, share = _between(knots, gamma.flatten(1))
+                table.add(error.flatten(1), row, share)
     kept, log_error = table.log_mean()
     return Matched(knots[kept], log_error.reshape(-1, *shape).to(knots))
 
@@ -478,11 +497,13 @@ class Learned(NamedTuple):
         h = seen[..., None] if z_t.ndim == 2 else seen
         h = F.silu(self._layer(0, h))
         h = h + F.silu(self._layer(1, h))
-        return log_m + 8 * torch.tanh(self._layer(2, h) / 8).reshape(z_t.shape)
+        log_factor = 8 * torch.tanh(self._layer(2, h) / 8)
+        return log_m + log_factor.reshape(z_t.shape)
 
     def _layer(self, i: int, h: Tensor) -> Tensor:
         convolve = (F.conv1d, F.conv2d, F.conv3d)[h.ndim - 3]
-        return convolve(h, self.weights[i].to(h), self.biases[i].to(h), padding=1)
+        weight, bias = self.weights[i].to(h), self.biases[i].to(h)
+        return convolve(h, weight, bias, padding=1)
 
     def __call__(self, gamma: Tensor, z_t: Tensor, x_hat: Tensor) -> Tensor: # like z_t
         return self.log_error(gamma, z_t, x_hat).exp()
@@ -494,7 +515,10 @@ def _unlearned(self: Diffusion, measured: Matched, rows: Rows, width: int = 32) 
     channels, *sides = self.event_shape
     sizes = (6 * channels, width), (width, width), (width, channels)
     kernel = [3] * max(1, len(sides))
-    weights = [rows.randn(n, m, *kernel, **self.options) / (m * 3**len(kernel))**0.5 for m, n in sizes]
+    weights = []
+    for m, n in sizes:
+        inputs = m * 3**len(kernel)
+        weights.append(rows.randn(n, m, *kernel, **self.options) / inputs**0.5)
     weights[-1].zero_()
     biases = tuple(torch.zeros(n, **self.options) for _, n in sizes)
     phase = math.pi * torch.as_tensor(self.codec.vocab or 0, **self.options)
@@ -520,15 +544,18 @@ def learned(self: Diffusion,
     optimizer = torch.optim.Adam(parameters, lr)
     with evaluating(self), torch.enable_grad():
         for step in tqdm(range(steps), 'learning the variance', disable=not progress):
-            chosen = (rows.rand(batch_size, **self.options) * len(x)).long().clamp(max=len(x) - 1)
+            u = rows.rand(batch_size, **self.options)
+            chosen = (u * len(x)).long().clamp(max=len(x) - 1)
             t = low_discrepancy_times(batch_size, rows, **self.options)
             coded, w = self._coded(x[chosen.to(x.device)], rows)
             gamma_t = self.gamma(t, w).detach()
-            gamma_s = self.gamma((t - 1 / T).clamp(min=0), w).detach()
+            s = (t - 1 / T).clamp(min=0)
+            gamma_s = self.gamma(s, w).detach()
             error, *seen = self._errors(coded, w, gamma_t, rows)
             a = torch.expm1(gamma_t - gamma_s)
+            loss = a * _charged(error, found(gamma_t, *seen), a)
             optimizer.zero_grad()
-            (a * _charged(error, found(gamma_t, *seen), a)).mean().backward()
+            loss.mean().backward()
             optimizer.param_groups[0]['lr'] = lr * (1 - step / steps)
             optimizer.step()
     for p in parameters: p.requires_grad_(False)
@@ -539,8 +566,8 @@ def learned(self: Diffusion,
 def tensors(self: Learned) -> dict[str, Tensor]:
     "Its numbers by name."
     named = dict(levels=self.measured.levels, log_error=self.measured.log_error, phase=self.phase)
-    for kind, layers in (('weight', self.weights), ('bias', self.biases)):
-        named |= {f'{kind}.{i}': v for i, v in enumerate(layers)}
+    named |= {f'weight.{i}': v for i, v in enumerate(self.weights)}
+    named |= {f'bias.{i}': v for i, v in enumerate(self.biases)}
     return named
 
 @patch(cls_method=True)
@@ -578,7 +605,8 @@ def _step_costs(self: Diffusion, x: Tensor, # images (B, *event)
         reckoned = self.reverse(gammas[j], *seen)
         for i in range(j):
             a = torch.expm1(gammas[j] - gammas[i])
-            costs[i, j] = _total(0.5 * a * _charged(error, reckoned, a)).mean()
+            nats = 0.5 * a * _charged(error, reckoned, a)
+            costs[i, j] = _total(nats).mean()
     return costs
 
 # %% ../nbs/07_diffusion.ipynb #bfc35ee6
@@ -595,7 +623,8 @@ def best_steps(self: Diffusion,
         raise ValueError(f"T={T} steps among candidates={candidates}: pass 1 to {candidates} steps")
     times = torch.arange(candidates + 1, **self.options) / candidates
     with evaluating(self): costs = self._step_costs(x, times, rows)
-    return times[_cheapest_path(costs, T)].cpu()
+    path = _cheapest_path(costs, T)
+    return times[path].cpu()
 
 # %% ../nbs/07_diffusion.ipynb #79af9a3a
 def _holding(schedule: Schedule, fixed: dict[str, Tensor]):
@@ -624,10 +653,13 @@ class _Interior:
     @property
     def gamma_and_rate(self) -> tuple[Tensor, Tensor]: # gamma_t, slope; broadcastable to x
         "Both pairs as one: their common value, and the gradients of both."
-        return tuple(a + (b - b.detach()) for a, b in zip(self.ends, self.inside))
+        joined = lambda a, b: a + (b - b.detach())
+        gamma_t, slope = map(joined, self.ends, self.inside)
+        return gamma_t, slope
 
     def follow(self, loss: Tensor) -> None:
         "Gradients into the interior are from now on multiplied by 2 L over its mean; loss like t."
-        factor = 2 * loss / _batch_mean(loss).clamp(min=1e-30)
+        mean = _batch_mean(loss).clamp(min=1e-30)
+        factor = 2 * loss / mean
         for v in self.inside:
             if v.requires_grad: v.register_hook(lambda grad: grad * factor)

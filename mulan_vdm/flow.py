@@ -23,7 +23,8 @@ def drift(z: Tensor,       # noisy data (B, *event)
           gamma: Tensor    # noise level, broadcastable to z
          ) -> Tensor:      # like z
     "Velocity dz/dgamma of the probability flow, eq. (flow-gamma) of this notebook."
-    return 0.5 * sigma(gamma) * (eps_hat - sigma(gamma) * z)
+    std = sigma(gamma)
+    return 0.5 * std * (eps_hat - std * z)
 
 # %% ../nbs/09_flow.ipynb #0ce80e4c
 def _along(model: Diffusion, gamma: Tensor, rate: Tensor, w: Tensor | None, y: Tensor | None
@@ -98,7 +99,8 @@ def _check_arrival(status: Tensor, nfe: Tensor, tolerance: float, max_steps: int
 def _error_norm(r: Tensor, D: int) -> Tensor: # scaled errors (B, S), the first D those of z -> (B,)
     "Root mean square over z or the largest of a density, eq. (error-norm) of this notebook."
     z = r[:, :D].square().mean(1, keepdim=True).sqrt()
-    return torch.cat([z, r[:, D:].abs()], 1).amax(1)
+    densities = r[:, D:].abs()
+    return torch.cat([z, densities], 1).amax(1)
 
 # %% ../nbs/09_flow.ipynb #ad0c1cf9
 def solve(f: Callable[[Tensor, Tensor], Tensor], # t (B,), state (B, S) -> its derivative
@@ -113,8 +115,8 @@ def solve(f: Callable[[Tensor, Tensor], Tensor], # t (B,), state (B, S) -> its d
     torchode = extra('torchode', 'flow') # takes as long as torch itself: only where it is needed
     check_solver(tolerance, max_steps)
     norm = partial(_error_norm, D=D)
-    control = torchode.PIDController(tolerance, tolerance, 0.2, 0.5, 0., norm=norm).to(state)
-    method = torchode.AutoDiffAdjoint(torchode.Tsit5(), control, max_steps=max_steps)
+    control = torchode.PIDController(tolerance, tolerance, 0.2, 0.5, 0., norm=norm)
+    method = torchode.AutoDiffAdjoint(torchode.Tsit5(), control.to(state), max_steps=max_steps)
     start, end = (torch.full_like(state[:, 0], t) for t in span)
     problem = torchode.InitialValueProblem(state, start, end, None)
     # half precision would be a rough right-hand side, and no step small enough
@@ -128,15 +130,18 @@ def solve(f: Callable[[Tensor, Tensor], Tensor], # t (B,), state (B, S) -> its d
 def standard_normal(z: Tensor # (B, *event)
                    ) -> Tensor: # nats (B,)
     "log N(z; 0, I), the model's density at t = 1."
-    return -0.5 * (z**2 + math.log(2 * math.pi)).flatten(1).sum(1)
+    squares = z**2 + math.log(2 * math.pi)
+    return -0.5 * squares.flatten(1).sum(1)
 
 # %% ../nbs/09_flow.ipynb #238661d2
 def _course(model: Diffusion, n: int, w: Tensor | None
            ) -> Callable[[Tensor], tuple[Tensor, Tensor]]: # u (n,) -> gamma, d gamma / du
     "The way from gamma_0 to gamma_1: even with one level per image, else the schedule's own."
-    low, high = (model.gamma(model.reference.new_full((n,), t), w) for t in (0., 1.))
-    if low[0].numel() > 1: return lambda t: gamma_and_slope(model.schedule, model.unsqueeze(t), w)
-    return lambda u: (torch.lerp(low, high, model.unsqueeze(u)), high - low)
+    at = lambda t: model.gamma(model.reference.new_full((n,), t), w)
+    low, high = at(0.), at(1.)
+    own = lambda t: gamma_and_slope(model.schedule, model.unsqueeze(t), w)
+    even = lambda u: (torch.lerp(low, high, model.unsqueeze(u)), high - low)
+    return own if low[0].numel() > 1 else even
 
 # %% ../nbs/09_flow.ipynb #e31231d3
 class _FlowPath(NamedTuple):
@@ -164,9 +169,13 @@ def log_density(model: Diffusion,
     def derivative(u: Tensor, state: Tensor) -> Tensor:
         gamma, rate = course(u.to(dtype))
         z = state[:, :D].reshape(z_0.shape).to(dtype)
-        moved, div = divergence(_along(model, gamma, rate, w, y), z, probes)
-        return torch.cat([moved.flatten(1), div / D], 1).to(state.dtype)
+        flow = _along(model, gamma, rate, w, y)
+        moved, div = divergence(flow, z, probes)
+        change = torch.cat([moved.flatten(1), div / D], 1)
+        return change.to(state.dtype)
     densities = 1 if probes is None else len(probes)
-    end, nfe = solve(derivative, F.pad(z_0.flatten(1), (0, densities)), D, **solver)
+    start = F.pad(z_0.flatten(1), (0, densities))
+    end, nfe = solve(derivative, start, D, **solver)
     z_1 = end[:, :D].reshape(z_0.shape)
-    return _FlowPath(terminal(z_1)[:, None] + D * end[:, D:], z_1, nfe)
+    log_prob = terminal(z_1)[:, None] + D * end[:, D:]
+    return _FlowPath(log_prob, z_1, nfe)

@@ -57,7 +57,8 @@ def in_batches(f: Callable[[Tensor], Tensor], # of each image alone
                x: Tensor,
                batch_size: int = 500) -> Tensor: # like f(x), on the CPU
     "A function of images, a batch at a time."
-    return torch.cat([f(batch) for batch in x.split(batch_size)]).cpu()
+    answers = [f(batch) for batch in x.split(batch_size)]
+    return torch.cat(answers).cpu()
 
 # %% ../nbs/18_judging.ipynb #46ea8cb9
 @patch
@@ -124,11 +125,13 @@ def kernel(real: Tensor, # features (N, d)
            drawn: Tensor # features (M, d)
           ) -> Tensor:
     "Unbiased kernel distance of two sets of features, @eq-kid."
-    gram = lambda a, b: (a.double() @ b.double().T / a.shape[1] + 1)**3
+    def k(a: Tensor, b: Tensor) -> Tensor: return (a.double() @ b.double().T / a.shape[1] + 1)**3
     def within(a: Tensor) -> Tensor: # the mean over pairs of two images
-        k = gram(a, a)
-        return (k.sum() - k.diagonal().sum()) / (len(k) * (len(k) - 1))
-    between = gram(real, drawn).mean()
+        gram = k(a, a)
+        total = gram.sum() - gram.diagonal().sum()
+        pairs = len(a) * (len(a) - 1)
+        return total / pairs
+    between = k(real, drawn).mean()
     return within(real) + within(drawn) - 2 * between
 
 # %% ../nbs/18_judging.ipynb #92278f56
@@ -142,9 +145,13 @@ def jackknife(score: Callable[[Tensor, Tensor], Tensor], # of two sets
     if min(len(real), len(drawn)) < 4 * groups:
         raise ValueError(f"{len(real)} real and {len(drawn)} drawn images: "
                          f"at least {4 * groups} of each are needed for a score with an error")
-    mixed = lambda a: a[torch.randperm(len(a), generator=torch.Generator().manual_seed(0))]
-    without = lambda a, g: a[torch.arange(len(a)) % groups != g]
-    real, drawn = mixed(real), mixed(drawn) # images may come sorted by class
+    def mixed(a: Tensor) -> Tensor: # images may come sorted by class
+        generator = torch.Generator().manual_seed(0)
+        return a[torch.randperm(len(a), generator=generator)]
+    def without(a: Tensor, g: int) -> Tensor:
+        group = torch.arange(len(a)) % groups
+        return a[group != g]
+    real, drawn = mixed(real), mixed(drawn)
     of_drawn = [score(real, without(drawn, g)) for g in range(groups)]
     of_real = [score(without(real, g), drawn) for g in range(groups)]
     spread = torch.tensor([of_drawn, of_real]).var(1, unbiased=False)
@@ -172,10 +179,12 @@ def sample_scores(judge: Judge, # of the same data set
     """Scores of samples against the training images, and those of as many test images. Raises
     ValueError for fewer than 40 images."""
     check_scores(data, len(drawn))
-    chosen = torch.randperm(len(data.train.x), generator=torch.Generator().manual_seed(0))[:most]
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(data.train.x), generator=generator)[:most]
     real = in_batches(judge, data.train.x[chosen]).double()
     scores = dict(real_n=len(real))
-    known = data.test.some(min(len(drawn), len(data.test.x))).x
+    n = min(len(drawn), len(data.test.x))
+    known = data.test.some(n).x
     for tail, x in (('', drawn), ('test_', known)):
         features = in_batches(judge, x).double()
         scores[f'{tail}fid'] = list(jackknife(_frechet, real, features))
@@ -184,7 +193,8 @@ def sample_scores(judge: Judge, # of the same data set
     if y is not None:
         labels = in_batches(judge.logits, drawn).argmax(1)
         right = (labels == y).double().mean().item()
-        scores['agreement'] = [right, math.sqrt(right * (1 - right) / len(y))]
+        error = math.sqrt(right * (1 - right) / len(y))
+        scores['agreement'] = [right, error]
     return scores
 
 # %% ../nbs/18_judging.ipynb #b7ed7b6c
@@ -193,8 +203,9 @@ def auroc(known: Tensor, # scores (N,)
          ) -> Tensor:
     "Chance that a strange image scores above a known one, ties counting half, @eq-auroc."
     ranked = known.sort().values
-    below = torch.searchsorted(ranked, strange.contiguous())
-    up_to = torch.searchsorted(ranked, strange.contiguous(), right=True)
+    strange = strange.contiguous()
+    below = torch.searchsorted(ranked, strange)
+    up_to = torch.searchsorted(ranked, strange, right=True)
     return (below + up_to).double().mean() / (2 * len(known))
 
 def atypical(bits: Tensor, # bits/dim of images (N,)
@@ -208,5 +219,5 @@ def coder_bits(x: Tensor # integer images of up to 256 levels (N, *event)
               ) -> Tensor: # (N,)
     "Bits/dim of every image as DEFLATE packs it, by itself: how simple it is."
     contents = [image.numpy().tobytes() for image in x.byte().cpu()]
-    size = torch.tensor([len(zlib.compress(content, 9)) for content in contents])
-    return size * 8. / x[0].numel()
+    sizes = torch.tensor([len(zlib.compress(content, 9)) for content in contents])
+    return 8. * sizes / x[0].numel()

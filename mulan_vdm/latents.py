@@ -103,15 +103,19 @@ class Gaussian(EncodedLatent):
 
     def forward(self, x: Tensor, rows: Rows = Rows()) -> tuple[Tensor, Tensor]: # w, KL (B,)
         mean, logvar = self.encode(x).chunk(2, -1)
-        w = mean + torch.exp(logvar / 2) * self.prior(len(x), rows)
+        sigma = torch.exp(logvar / 2)
+        epsilon = self.prior(len(x), rows)
+        w = mean + sigma * epsilon
         return w, gaussian_kl(mean, logvar).sum(-1)
 
     def prior(self, n: int, rows: Rows = Rows()) -> Tensor: # (n, size)
-        return rows.randn(n, self.size, dtype=self.reference.dtype, device=self.reference.device)
+        how = dict(dtype=self.reference.dtype, device=self.reference.device)
+        return rows.randn(n, self.size, **how)
 
     def log_ratio(self, w: Tensor, x: Tensor) -> Tensor: # nats (B,)
         mean, logvar = self.encode(x).chunk(2, -1)
-        own = (w - mean)**2 * torch.exp(-logvar) + logvar
+        epsilon_squared = (w - mean)**2 * torch.exp(-logvar)
+        own = epsilon_squared + logvar
         return 0.5 * (w**2 - own).sum(-1)
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]: # mean, std of w given x, (B, size)
@@ -121,14 +125,17 @@ class Gaussian(EncodedLatent):
 # %% ../nbs/05_latents.ipynb #bf743eae
 def _coin_moments(p: Tensor) -> tuple[Tensor, Tensor]: # mean and standard deviation, like p
     "Moments of an entry of w that is one with probability p, else zero, @eq-coin-moments."
-    return p, (p * (1 - p)).clamp(min=0).sqrt()
+    variance = p * (1 - p)
+    return p, variance.clamp(min=0).sqrt()
 
 def _draw_one(q: Tensor, rows: Rows) -> Tensor: # one-hot, like q
     "Of probabilities (B, m) the value at which their sum passes a uniform number."
     u = rows.rand(len(q), 1, dtype=q.dtype, device=q.device)
     below = (q.cumsum(-1) <= u).sum(-1)
-    chosen = below.clamp(max=q.shape[-1] - 1)
-    return torch.zeros_like(q).scatter_(-1, chosen[:, None], 1.)
+    last = q.shape[-1] - 1
+    chosen = below.clamp(max=last)
+    zeros = torch.zeros_like(q)
+    return zeros.scatter_(-1, chosen[:, None], 1.)
 
 # %% ../nbs/05_latents.ipynb #abaaf5b1
 class Categorical(EncodedLatent):
@@ -145,7 +152,8 @@ class Categorical(EncodedLatent):
         return _draw_one(even, rows)
 
     def log_ratio(self, w: Tensor, x: Tensor) -> Tensor: # nats (B,)
-        return (w * self.encode(x).log_softmax(-1)).sum(-1) + math.log(self.size)
+        log_q = self.encode(x).log_softmax(-1)
+        return (w * log_q).sum(-1) + math.log(self.size)
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]: # mean, std of w given x, (B, size)
         return _coin_moments(self.encode(x).softmax(-1))
@@ -182,7 +190,8 @@ class KHot(EncodedLatent):
 def logits(self: KHot, x: Tensor) -> Tensor: # (B, size)
     "Logits of the items, kept inside the bound if there is one."
     theta = self.encode(x)
-    return theta if self.bound is None else self.bound * torch.tanh(theta / self.bound)
+    if self.bound is None: return theta
+    return self.bound * torch.tanh(theta / self.bound)
 
 # %% ../nbs/05_latents.ipynb #60281955
 @patch
@@ -192,18 +201,22 @@ def forward(self: KHot, x: Tensor, rows: Rows = Rows()) -> tuple[Tensor, Tensor]
     coins = toss(theta, self.k)
     w = sample_subset(theta, self.k, coins, rows)
     smooth = self.smooth(theta, self.k, coins)
-    return w + (smooth - smooth.detach()), subset_kl(theta, self.k, coins)
+    kl = subset_kl(theta, self.k, coins)
+    return w + (smooth - smooth.detach()), kl
 
 @patch
 def prior(self: KHot, n: int, rows: Rows = Rows()) -> Tensor: # (n, size)
     "Every subset alike."
-    return sample_subset(self.reference.new_zeros(n, self.size), self.k, rows=rows)
+    even = self.reference.new_zeros(n, self.size)
+    return sample_subset(even, self.k, rows=rows)
 
 # %% ../nbs/05_latents.ipynb #df974abb
 @patch
 def log_ratio(self: KHot, w: Tensor, x: Tensor) -> Tensor: # nats (B,)
     "log q(w|x) plus the log of the number of subsets."
-    return subset_log_prob(w, self.logits(x), self.k) + math.log(math.comb(self.size, self.k))
+    log_q = subset_log_prob(w, self.logits(x), self.k)
+    subsets = math.comb(self.size, self.k)
+    return log_q + math.log(subsets)
 
 @patch
 def moments(self: KHot, x: Tensor) -> tuple[Tensor, Tensor]: # mean, std of w given x, (B, size)
@@ -223,7 +236,8 @@ def importance_bound(nats: Tensor # exact costs of K draws (K, ...)
 def _charged(chosen_by: Tensor, cost: Tensor) -> Tensor: # nats (...)
     "The right side of @eq-gibbs: costs (K, ...), weighed by what other costs like them choose."
     log_a = torch.log_softmax(-chosen_by, 0)
-    return (log_a.exp() * (cost + log_a)).sum(0) + math.log(len(cost))
+    charged = log_a.exp() * (cost + log_a)
+    return charged.sum(0) + math.log(len(cost))
 
 # %% ../nbs/05_latents.ipynb #785cacc4
 def cross_fitted(first: Tensor, # unbiased estimates of the costs of K draws (K, ...)

@@ -38,7 +38,8 @@ def _truncated_normal(u: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]: # as 
     edge = 1 / (math.sqrt(8) * spread)
     mass = torch.erf(edge)
     r = torch.erfinv(u * mass).clamp(-edge, edge)
-    log_q = -r**2 - torch.log(math.sqrt(2 * math.pi) * spread * mass)
+    normalizer = math.sqrt(2 * math.pi) * spread * mass
+    log_q = -r**2 - torch.log(normalizer)
     return math.sqrt(2) * spread * r, log_q
 
 dequantizations = dict(uniform=_uniform, truncated_normal=_truncated_normal)
@@ -66,8 +67,9 @@ def _dequantize(middle: Tensor, gamma_0: Tensor, vocab: int | Tensor | None, deq
     "Middles of bins (K, *event) moved inside of them; real data, without levels, stay as they are."
     if vocab is None: return middle, torch.zeros_like(middle), 1.
     width = 2 / vocab
+    spread = torch.exp(gamma_0 / 2) / width
     u = 2 * rows.rand(*middle.shape, dtype=middle.dtype, device=middle.device) - 1
-    offset, log_q = dequantizations[dequantization](u, torch.exp(gamma_0 / 2) / width)
+    offset, log_q = dequantizations[dequantization](u, spread)
     return middle + width * offset, log_q, width
 
 # %% ../nbs/17_likelihood.ipynb #7741b1e5
@@ -92,18 +94,21 @@ def begin(model: Diffusion,
          ) -> _Start:
     "Latent, dequantized z_0 and probes of one image, each drawn `draws` times."
     rows = Rows(generator)
-    coded = model.codec.encode(x, torch.float64).expand(draws, *x.shape[1:])
+    coded = model.codec.encode(x, torch.float64)
+    coded = coded.expand(draws, *x.shape[1:])
     seen = coded.to(model.reference.dtype)
     w, latent = model.latent(seen, rows)
     if ratio: latent = model.latent.log_ratio(w, seen)
-    gamma_0 = model.gamma(coded.new_zeros(draws), w).double().expand_as(coded)
+    t = coded.new_zeros(draws)
+    gamma_0 = model.gamma(t, w).double().expand_as(coded)
     levels = None if model.codec.vocab is None else model.codec.levels(coded)
     coded, log_q, width = _dequantize(coded, gamma_0, levels, dequantization, rows)
+    z_0 = alpha(gamma_0) * coded
     v = _probes(trace, probes, seen, rows)
     log_width = width.log() if isinstance(width, Tensor) else math.log(width)
-    volume = F.logsigmoid(-gamma_0) / 2 + log_width
-    sums = (nats.flatten(1).sum(1) for nats in (volume, log_q))
-    return _Start(alpha(gamma_0) * coded, w, v, *sums, latent.double())
+    volume = F.logsigmoid(-gamma_0) / 2 + log_width # log of alpha times the width
+    volume, log_q = volume.flatten(1).sum(1), log_q.flatten(1).sum(1)
+    return _Start(z_0, w, v, volume, log_q, latent.double())
 
 # %% ../nbs/17_likelihood.ipynb #bb4ef697
 def _combine(first: Tensor,    # -l of each draw by the first half of its probes, nats (N, K)
@@ -126,19 +131,22 @@ def _in_bits(parts: Tensor, # (5, N, K) of `_follow`
              event_shape: tuple[int, ...], importance: bool, strata: Tensor | None) -> Evaluation:
     """Draws combined, nats to bits/dim. Raises FloatingPointError unless they are finite; warns if
     a few carry the figure."""
-    bad = int((~parts.isfinite()).any(0).any(1).sum())
+    finite = parts.isfinite().all(0).all(1)
+    bad = int((~finite).sum())
     if bad:
         raise FloatingPointError(f"the likelihood of {bad} of {parts.shape[1]} images is not "
                                  "finite: look at the network's answers and the images")
     first, second, dequantization, latent, nfe = parts
     charge = dequantization + latent
     bound, weighting, noise = _combine(first + charge, second + charge, importance)
-    nats = dict(density=(first + second).mean(1) / 2, dequantization=dequantization.mean(1),
-                latent=latent.mean(1)) | weighting
+    density = (first + second) / 2
+    nats = dict(density=density.mean(1), dequantization=dequantization.mean(1),
+                latent=latent.mean(1), **weighting)
     terms = {name: bits_per_dim(v, event_shape) for name, v in nats.items()}
     bpd, noise = (bits_per_dim(v, event_shape) for v in (bound, noise))
-    tail = check_tail((first + second) / 2 + charge, 'take more draws')
-    return Evaluation(bpd, terms, noise, parts.shape[2], strata, dict(nfe=nfe.mean(1), tail=tail))
+    tail = check_tail(density + charge, 'take more draws')
+    extra = dict(nfe=nfe.mean(1), tail=tail)
+    return Evaluation(bpd, terms, noise, parts.shape[2], strata, extra)
 
 # %% ../nbs/17_likelihood.ipynb #3bca13ff
 def _check_options(n: int, dims: int, draws: int, trace: str, probes: int, dequantization: str,
@@ -158,7 +166,9 @@ def _check_options(n: int, dims: int, draws: int, trace: str, probes: int, dequa
 # %% ../nbs/17_likelihood.ipynb #ba69da02
 def _joined(starts: list[_Start]) -> _Start:
     "Draws of several images, one image after another."
-    joined = [None if parts[0] is None else torch.cat(parts) for parts in zip(*starts)]
+    joined = []
+    for parts in zip(*starts):
+        joined.append(None if parts[0] is None else torch.cat(parts))
     return _Start(*joined)
 
 # %% ../nbs/17_likelihood.ipynb #8c45db29
@@ -173,16 +183,18 @@ def _follow(model: Diffusion,
     Raises FloatingPointError if the solver fails."""
     device = model.reference.device
     x = x.to(device)
-    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-    s = _joined([begin(model, image, draws, dequantization, trace, probes, ratio, generator)
-                 for image, generator in zip(x.split(1), generators)])
+    starts = []
+    for image, seed in zip(x.split(1), seeds):
+        generator = torch.Generator(device).manual_seed(seed)
+        starts.append(begin(model, image, draws, dequantization, trace, probes, ratio, generator))
+    s = _joined(starts)
     labels = None if y is None else y.to(device).repeat_interleave(draws)
     v = None if s.probes is None else s.probes.transpose(0, 1)
     path = log_density(model, s.z_0, s.w, labels, v, **solver)
     density = -path.log_prob - s.volume[:, None]
-    halves = [h.mean(1) for h in density.chunk(2, 1)]  # one probe, or none: the same twice
-    parts = [halves[0], halves[-1], s.dequantization, s.latent, path.nfe]
-    return torch.stack(parts).reshape(5, len(x), draws).cpu()
+    halves = [half.mean(1) for half in density.chunk(2, 1)]  # one probe, or none: the same twice
+    parts = torch.stack([halves[0], halves[-1], s.dequantization, s.latent, path.nfe])
+    return parts.reshape(5, len(x), draws).cpu()
 
 # %% ../nbs/17_likelihood.ipynb #88d9f1f1
 def _as_fits(job: Callable[[Tensor], Tensor], # rows -> (5, B, K)
@@ -196,7 +208,8 @@ def _as_fits(job: Callable[[Tensor], Tensor], # rows -> (5, B, K)
 # %% ../nbs/17_likelihood.ipynb #b36dffcc
 def _spread(n: int, most: int) -> Tensor: # indices
     "At most so many of n images, spread over all of them."
-    return torch.linspace(0, n - 1, min(n, most), device='cpu').round().long()
+    places = torch.linspace(0, n - 1, min(n, most), device='cpu')
+    return places.round().long()
 
 # %% ../nbs/17_likelihood.ipynb #d68ab026
 def _solver_error(found: Evaluation,
@@ -208,9 +221,10 @@ def _solver_error(found: Evaluation,
     "What a tenth of the tolerance changes, on average and at most, bits/dim; None if not to be had."
     i = _spread(len(found.bpd), checked)
     finer = tolerance / 10
+    possible = len(i) and finer > 8 * eps
     gap = torch.tensor([math.nan])
     with contextlib.suppress(FloatingPointError): # the finer solver did not arrive
-        if len(i) and finer > 8 * eps: gap = found.bpd[i] - solved(i, finer).bpd
+        if possible: gap = found.bpd[i] - solved(i, finer).bpd
     if gap.isnan().any(): return dict(solver=None, solver_max=None)
     return dict(solver=gap.mean().item(), solver_max=gap.abs().max().item())
 
@@ -254,8 +268,9 @@ def ode_evaluate(model: Diffusion,      # usually the averaged one
     seeds = torch.randint(2**62, (len(x),), generator=generator, device=device)
     def solved(i: Tensor, tolerance: float, title: str = '') -> Evaluation: # of images i
         def follow(b): # images of a batch
-            return _follow(model, x[b], None if y is None else y[b], seeds[b].tolist(), draws,
-                           trace, probes, dequantization, importance, tolerance=tolerance, **kwargs)
+            labels = None if y is None else y[b]
+            return _follow(model, x[b], labels, seeds[b].tolist(), draws, trace, probes,
+                           dequantization, importance, tolerance=tolerance, **kwargs)
         jobs = [partial(_as_fits, follow, b) for b in i.split(batch_size)]
         parts = torch.cat(share_out(jobs, title=title), 1)
         return _in_bits(parts, model.event_shape, importance, strata)
@@ -285,4 +300,5 @@ def log_prob(self: Diffusion,
     labels = None if y is None else y.reshape(-1)
     found = estimate(self, images, draws=draws or usual, y=labels, **kwargs)
     bpd = found.bpd.reshape(shape)
-    return -bpd * math.prod(self.event_shape) * math.log(2)
+    dims = math.prod(self.event_shape)
+    return -bpd * dims * math.log(2)

@@ -19,15 +19,18 @@ from .noise import sigma
 # %% ../nbs/11_nets.ipynb #74e4d6bc
 def _on(z: Tensor, n: float | list) -> float | Tensor:
     "A number as it is, those of every dimension where z is."
-    return torch.tensor(n, dtype=z.dtype, device=z.device) if isinstance(n, list) else n
+    if not isinstance(n, list): return n
+    return torch.tensor(n, dtype=z.dtype, device=z.device)
 
 def _fourier_features(z: Tensor,                  # noisy data (B, C, ...)
                      # n of sin(2^n pi z), each a number or those of every dimension; or none
                      exponents: tuple[float | list, ...]
                     ) -> Tensor:                  # (B, C * (1 + 2 len(exponents)), ...)
     "z with sin(2^n pi z) and cos(2^n pi z) beside it along axis 1; VDM notes section 2.4."
-    waves = [2.**_on(z, n) * math.pi * z for n in exponents]
-    return torch.cat([z, *(wave.sin() for wave in waves), *(wave.cos() for wave in waves)], 1)
+    angles = [2.**_on(z, n) * math.pi * z for n in exponents]
+    sines = [angle.sin() for angle in angles]
+    cosines = [angle.cos() for angle in angles]
+    return torch.cat([z, *sines, *cosines], 1)
 
 # %% ../nbs/11_nets.ipynb #4a2de24a
 def _embed_gamma(gamma: Tensor, # (B, ...)
@@ -36,7 +39,8 @@ def _embed_gamma(gamma: Tensor, # (B, ...)
     "Sines and cosines of gamma, averaged over the event, wavelengths from pi/4 to 40 * pi."
     first, last = math.log10(8), math.log10(0.05)
     omega = torch.logspace(first, last, width // 2, device=gamma.device, dtype=gamma.dtype)
-    angle = gamma.flatten(1).mean(1, keepdim=True) * omega
+    mean = gamma.flatten(1).mean(1, keepdim=True)
+    angle = mean * omega
     return torch.cat([angle.sin(), angle.cos()], 1)
 
 # %% ../nbs/11_nets.ipynb #f0b2ef86
@@ -47,7 +51,8 @@ def _embed_place(gamma: Tensor, # (B, ...)
     "Sines and cosines of the place of gamma's mean between two ends, @eq-embedding-released."
     low, high = ends
     omega = torch.logspace(0, -4, width // 2, device=gamma.device, dtype=gamma.dtype)
-    place = (gamma.flatten(1).mean(1, keepdim=True) - low) / (high - low)
+    mean = gamma.flatten(1).mean(1, keepdim=True)
+    place = (mean - low) / (high - low)
     angle = 1000 * place * omega
     return torch.cat([angle.sin(), angle.cos()], 1)
 
@@ -62,11 +67,12 @@ class _GroupNorm(nn.GroupNorm):
     "Group normalization in the precision of its input, under autocast too; its sums are in float32."
     def forward(self, h: Tensor) -> Tensor:
         # behind frozen layers, channels last: torch 2.8 would end the process in the backward pass
-        if torch.is_grad_enabled() and not h.requires_grad: h = h.contiguous()
+        frozen = torch.is_grad_enabled() and not h.requires_grad
+        if frozen: h = h.contiguous()
         if h.dtype == self.weight.dtype: return super().forward(h)
         with torch.autocast(h.device.type, enabled=False):
-            own = self.weight.to(h.dtype), self.bias.to(h.dtype)
-            return F.group_norm(h, self.num_groups, *own, self.eps)
+            weight, bias = self.weight.to(h.dtype), self.bias.to(h.dtype)
+            return F.group_norm(h, self.num_groups, weight, bias, self.eps)
 
 # %% ../nbs/11_nets.ipynb #7590c015
 def _along(dims: int, # axes of an event beside its channels
@@ -114,7 +120,8 @@ class Layers(NamedTuple):
 
     def halve(self) -> nn.Module:
         "Means of two neighbours along every axis."
-        return _along(self.dims, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)(2)
+        kind = _along(self.dims, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+        return kind(2)
 
     def active(self, channels: int) -> tuple[nn.Module, ...]:
         "Normalize and activate, what stands between two layers."
@@ -123,7 +130,8 @@ class Layers(NamedTuple):
     def start(self, layer: nn.Module) -> nn.Module:
         "The layer, its weights drawn from LeCun's normal and its bias zero if that is asked for."
         if not self.lecun: return layer
-        std = layer.weight[0].numel()**-0.5 / 0.87962566103423978 # of the uncut normal
+        n_in = layer.weight[0].numel()
+        std = n_in**-0.5 / 0.87962566103423978 # of the uncut normal
         nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
         if layer.bias is not None: nn.init.zeros_(layer.bias)
         return layer
@@ -142,7 +150,8 @@ def _checked(w: Tensor | None, # as it reached a network
             ) -> Tensor:       # w
     "Raises ValueError unless w is (B, width)."
     if w is not None and w.ndim == 2 and w.shape[1] == width: return w
-    given, numbers = ('none', 0) if w is None else (tuple(w.shape), w.shape[-1])
+    given = 'none' if w is None else tuple(w.shape)
+    numbers = 0 if w is None else w.shape[-1]
     raise ValueError(f"the network reads a latent of width {width}, it was given {given}: "
                      f"build it with latent={numbers}, or pass w of shape (B, {width})")
 
@@ -171,10 +180,13 @@ class _Condition(nn.Module):
     def forward(self, gamma: Tensor, w: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         _check_label(y, self.classes)
         c = self.layers(_embed_gamma(gamma, self.width))
-        if self.latent is not None: c = c + self.latent(_checked(w, self.latent.in_features))
+        if self.latent is not None:
+            w = _checked(w, self.latent.in_features)
+            c = c + self.latent(w)
         if y is None: return c
         known = y >= 0
-        return c + self.label(y.clamp(min=0)) * known[:, None]
+        label = self.label(y.clamp(min=0))
+        return c + label * known[:, None]
 
 # %% ../nbs/11_nets.ipynb #37364215
 class _FirstCondition(nn.Module):
@@ -198,8 +210,11 @@ class _FirstCondition(nn.Module):
     def forward(self, gamma: Tensor, w: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         _check_label(y, self.classes)
         n = max(len(v) for v in (gamma, w, y) if v is not None)
-        given = [_embed_place(gamma, self.width, self.ends).expand(n, -1)]
-        if self.numbers: given.append(_checked(w, self.numbers).expand(n, -1))
+        place = _embed_place(gamma, self.width, self.ends)
+        given = [place.expand(n, -1)]
+        if self.numbers:
+            w = _checked(w, self.numbers)
+            given.append(w.expand(n, -1))
         if self.classes:
             label = gamma.new_zeros(n) if y is None else y.clamp(min=0).to(gamma)
             given.append(label[:, None])
@@ -211,8 +226,10 @@ def _noise_maps(gamma: Tensor, # broadcastable to z
                ) -> Tensor:    # (B, 2 C, ...)
     "Deviation of gamma from its mean over the event, and sigma, per pixel."
     gamma = gamma.expand_as(z)
-    mean = gamma.flatten(1).mean(1).reshape(-1, *[1] * (z.ndim - 1))
-    return torch.cat([(gamma - mean) / 4, sigma(gamma)], 1)
+    ones = [1] * (z.ndim - 1)
+    mean = gamma.flatten(1).mean(1).reshape(-1, *ones)
+    deviation = (gamma - mean) / 4
+    return torch.cat([deviation, sigma(gamma)], 1)
 
 # %% ../nbs/11_nets.ipynb #ef022128
 class _Denoiser(nn.Module):
@@ -228,7 +245,8 @@ class _Denoiser(nn.Module):
 
     def see(self, z_t: Tensor, gamma: Tensor) -> Tensor: # (B, seen, ...)
         seen = _fourier_features(z_t, self.fourier)
-        return torch.cat([seen, _noise_maps(gamma, z_t)], 1) if self.gamma_map else seen
+        if not self.gamma_map: return seen
+        return torch.cat([seen, _noise_maps(gamma, z_t)], 1)
 
 # %% ../nbs/11_nets.ipynb #4285906e
 class _ResBlock(nn.Module):
@@ -257,15 +275,18 @@ class _ResBlock(nn.Module):
 @patch
 def told(self: _ResBlock, r: Tensor, c: Tensor) -> Tensor: # like r
     "Normalized features that have heard the condition."
-    c = self.cond(c).reshape(len(c), -1, *[1] * (r.ndim - 2))
+    ones = [1] * (r.ndim - 2)
+    c = self.cond(c).reshape(len(c), -1, *ones)
     if not self.modulate: return self.norm2(r + c)
     scale, shift = c.chunk(2, 1)
     return self.norm2(r) * (1 + scale) + shift
 
 @patch
 def forward(self: _ResBlock, h: Tensor, c: Tensor) -> Tensor:
-    r = self.conv1(self.resize(F.silu(self.norm1(h))))
-    r = self.conv2(self.dropout(F.silu(self.told(r, c))))
+    r = F.silu(self.norm1(h))
+    r = self.conv1(self.resize(r))
+    r = F.silu(self.told(r, c))
+    r = self.conv2(self.dropout(r))
     return self.skip(self.resize(h)) + r
 
 # %% ../nbs/11_nets.ipynb #5fee7c4c
@@ -281,16 +302,20 @@ class _Attention(nn.Module):
         self.out = _zeroed(layers.conv(channels, channels, 1))
 
     def forward(self, h: Tensor) -> Tensor:
-        qkv = self.qkv(self.norm(h)).flatten(2).unflatten(1, (3, self.heads, -1))
+        qkv = self.qkv(self.norm(h)).flatten(2)
+        qkv = qkv.unflatten(1, (3, self.heads, -1))
         q, k, v = qkv.transpose(-1, -2).unbind(1)
-        a = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2)
-        return h + self.out(a.reshape(h.shape))
+        a = F.scaled_dot_product_attention(q, k, v)
+        a = a.transpose(-1, -2).reshape(h.shape)
+        return h + self.out(a)
 
 # %% ../nbs/11_nets.ipynb #6f20345b
 def _through(stage: _ResBlock | Iterable, h: Tensor, c: Tensor) -> Tensor:
     "A block, or the parts of a stage, one after the other."
     if isinstance(stage, _ResBlock): return stage(h, c)
-    for part in stage: h = _through(part, h, c) if isinstance(part, _ResBlock) else part(h)
+    for part in stage:
+        if isinstance(part, _ResBlock): h = part(h, c)
+        else: h = part(h)
     return h
 
 # %% ../nbs/11_nets.ipynb #635ab0f6
@@ -301,7 +326,9 @@ def _across(down: Iterable, middle: Iterable, up: Iterable, h: Tensor, c: Tensor
         h = _through(stage, h, c)
         skips.append(h)
     h = _through(middle, h, c)
-    for stage in up: h = _through(stage, torch.cat([h, skips.pop()], 1), c)
+    for stage in up:
+        h = torch.cat([h, skips.pop()], 1)
+        h = _through(stage, h, c)
     return h
 
 # %% ../nbs/11_nets.ipynb #40d70814
@@ -328,7 +355,8 @@ class UNet(_Denoiser):
                  layers: Layers = Layers()): # how they are made
         cond = 4 * channels
         heard = _Condition if ends is None else partial(_FirstCondition, ends=ends, layers=layers)
-        super().__init__(in_channels, heard(channels, cond, classes, latent), fourier, gamma_map)
+        condition = heard(channels, cond, classes, latent)
+        super().__init__(in_channels, condition, fourier, gamma_map)
         def block(n_in): return _ResBlock(n_in, channels, cond, dropout, modulate, layers=layers)
         def stage(n_in):
             if not everywhere: return block(n_in)
@@ -353,10 +381,12 @@ def forward(self: UNet, z_t: Tensor, # noisy data (B, C, ...)
     "The network's answer."
     c = self.condition(gamma, w, y).expand(len(z_t), -1)
     seen = self.see(z_t, gamma)
-    h = self.conv_in(seen.contiguous(memory_format=_layout(seen.ndim)))
+    seen = seen.contiguous(memory_format=_layout(seen.ndim))
+    h = self.conv_in(seen)
     if self.position is not None: h = h + self.position
     middle = self.mid[0], self.attention, self.mid[1]
-    return z_t + self.out(_across(self.down, middle, self.up, h, c))
+    h = _across(self.down, middle, self.up, h, c)
+    return z_t + self.out(h)
 
 # %% ../nbs/11_nets.ipynb #1cbeaa09
 class _Kit(NamedTuple):
@@ -373,12 +403,14 @@ class _Kit(NamedTuple):
 
     def attend(self, n: int) -> _Attention:
         "Attention over n channels."
-        return _Attention(n, max(1, n // self.head_channels), self.layers)
+        heads = max(1, n // self.head_channels)
+        return _Attention(n, heads, self.layers)
 
     def stage(self, n_in: int, n_out: int, level: int) -> nn.ModuleList:
         "A residual block, and attention where its level attends."
         parts = nn.ModuleList([self.block(n_in, n_out)])
-        return parts.append(self.attend(n_out)) if level in self.attention else parts
+        if level in self.attention: parts.append(self.attend(n_out))
+        return parts
 
 # %% ../nbs/11_nets.ipynb #b66f0b08
 def _inward(kit: _Kit,
@@ -391,7 +423,9 @@ def _inward(kit: _Kit,
         for _ in range(blocks):
             yield kit.stage(n, width, level), width
             n = width
-        if level + 1 < len(widths): yield nn.ModuleList([kit.block(n, n, kit.layers.halve())]), n
+        if level + 1 < len(widths):
+            half = kit.block(n, n, kit.layers.halve())
+            yield nn.ModuleList([half]), n
 
 # %% ../nbs/11_nets.ipynb #73f99f0c
 def _outward(kit: _Kit,
@@ -458,8 +492,10 @@ def forward(self: ADM, z_t: Tensor, gamma: Tensor,
     self.fits(*z_t.shape[2:])
     c = self.condition(gamma, w, y).expand(len(z_t), -1)
     seen = self.see(z_t, gamma)
-    h = self.conv_in(seen.contiguous(memory_format=_layout(seen.ndim)))
-    return self.out(_across(self.down, self.mid, self.up, h, c))
+    seen = seen.contiguous(memory_format=_layout(seen.ndim))
+    h = self.conv_in(seen)
+    h = _across(self.down, self.mid, self.up, h, c)
+    return self.out(h)
 
 # %% ../nbs/11_nets.ipynb #6a4fafea
 def _places(sizes: tuple[int, ...], # tokens along every axis
@@ -473,9 +509,13 @@ def _places(sizes: tuple[int, ...], # tokens along every axis
     for axis, n in enumerate(sizes):
         angle = torch.arange(n)[:, None] * omega
         wave = torch.cat([angle.sin(), angle.cos()], 1)
-        shape = *[1] * axis, n, *[1] * (axes - axis - 1), 2 * waves
-        known.append(wave.reshape(shape).expand(*sizes, -1))
-    return F.pad(torch.cat(known, -1).flatten(0, -2), (0, channels - 2 * axes * waves))
+        shape = [1] * axes
+        shape[axis] = n
+        wave = wave.reshape(*shape, 2 * waves)
+        known.append(wave.expand(*sizes, -1))
+    known = torch.cat(known, -1).flatten(0, -2)
+    left = channels - 2 * axes * waves
+    return F.pad(known, (0, left))
 
 # %% ../nbs/11_nets.ipynb #16964bde
 class _Tokens(nn.Module):
@@ -495,13 +535,18 @@ class _Tokens(nn.Module):
                                  nn.Dropout(dropout))
 
     def attend(self, h: Tensor) -> Tensor: # like h
-        q, k, v = self.qkv(h).unflatten(2, (3, self.heads, -1)).transpose(1, 3).unbind(2)
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        qkv = self.qkv(h).unflatten(2, (3, self.heads, -1))
+        q, k, v = qkv.transpose(1, 3).unbind(2)
+        a = F.scaled_dot_product_attention(q, k, v)
+        a = a.transpose(1, 2).flatten(2)
+        return self.out(a)
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.told(c)[:, None].chunk(6, 2)
-        h = h + gate1 * self.attend(self.norm(h) * (1 + scale1) + shift1)
-        return h + gate2 * self.mlp(self.norm(h) * (1 + scale2) + shift2)
+        read = self.norm(h) * (1 + scale1) + shift1
+        h = h + gate1 * self.attend(read)
+        read = self.norm(h) * (1 + scale2) + shift2
+        return h + gate2 * self.mlp(read)
 
 # %% ../nbs/11_nets.ipynb #3de0780e
 class DiT(_Denoiser):
@@ -530,7 +575,8 @@ class DiT(_Denoiser):
         self.patch = patch
         conv = _along(len(size), nn.Conv1d, nn.Conv2d, nn.Conv3d)
         self.cut = conv(self.seen, channels, patch, stride=patch)
-        places = _places(tuple(side // patch for side in size), channels)
+        tokens = tuple(side // patch for side in size)
+        places = _places(tokens, channels)
         self.register_buffer('places', places, persistent=False)
         self.blocks = nn.ModuleList(_Tokens(channels, heads, channels, dropout)
                                     for _ in range(blocks))
@@ -546,8 +592,10 @@ def _assembled(patches: Tensor, # (B, C p..., tokens along every axis)
     tokens = patches.shape[2:]
     axes = len(tokens)
     cut = patches.unflatten(1, (-1, *[p] * axes))
-    order = [side for axis in range(axes) for side in (2 + axes + axis, 2 + axis)]
-    return cut.permute(0, 1, *order).reshape(*cut.shape[:2], *(p * n for n in tokens))
+    order = [0, 1]
+    for axis in range(axes): order += [2 + axes + axis, 2 + axis]
+    sides = [p * n for n in tokens]
+    return cut.permute(order).reshape(*cut.shape[:2], *sides)
 
 # %% ../nbs/11_nets.ipynb #8825e3c4
 @patch
@@ -559,8 +607,9 @@ def forward(self: DiT, z_t: Tensor, gamma: Tensor,
     h = cut.flatten(2).mT + self.places
     for block in self.blocks: h = block(h, c)
     shift, scale = self.told(c)[:, None].chunk(2, 2)
-    answer = self.out(self.norm(h) * (1 + scale) + shift).mT.unflatten(2, cut.shape[2:])
-    return z_t + _assembled(answer, self.patch)
+    answer = self.out(self.norm(h) * (1 + scale) + shift)
+    patches = answer.mT.unflatten(2, cut.shape[2:])
+    return z_t + _assembled(patches, self.patch)
 
 # %% ../nbs/11_nets.ipynb #67695c69
 class MLP(_Denoiser):
@@ -594,13 +643,16 @@ def forward(self: MLP, z_t: Tensor, gamma: Tensor,
 def _halved(size: tuple[int, ...]) -> list[tuple[int, ...]]:
     "The sides of an event, halved until none is longer than four."
     sizes = [tuple(size)]
-    while max(sizes[-1]) > 4: sizes.append(tuple((s + 1) // 2 for s in sizes[-1]))
+    while max(sizes[-1]) > 4:
+        half = tuple((side + 1) // 2 for side in sizes[-1])
+        sizes.append(half)
     return sizes
 
 # %% ../nbs/11_nets.ipynb #e2988c4d
 def _two_layers(n_in: int, width: int) -> list[nn.Module]:
     "What vectors go through."
-    first, second = nn.Linear(n_in, width), nn.Linear(width, width)
+    first = nn.Linear(n_in, width)
+    second = nn.Linear(width, width)
     return [first, nn.SiLU(), second, nn.LayerNorm(width), nn.SiLU()]
 
 # %% ../nbs/11_nets.ipynb #967ca88e
@@ -674,8 +726,10 @@ class UNetEncoder(_Denoiser):
     def forward(self, x: Tensor) -> Tensor:
         level = x.new_zeros(1, 1)
         c = self.condition(level).expand(len(x), -1)
-        h = self.conv_in(self.see(x, level).contiguous(memory_format=torch.channels_last))
-        return self.out(_through([*self.down, *self.mid], h, c))
+        seen = self.see(x, level).contiguous(memory_format=torch.channels_last)
+        h = self.conv_in(seen)
+        h = _through([*self.down, *self.mid], h, c)
+        return self.out(h)
 
 # %% ../nbs/11_nets.ipynb #86e98465
 def _writer(latent: int,       # numbers in w
@@ -687,7 +741,8 @@ def _writer(latent: int,       # numbers in w
     *larger, smallest = _halved(size)
     made = Layers(dims=len(smallest))
     n = width * 2**len(larger)
-    layers = [nn.Linear(latent, n * math.prod(smallest)), nn.Unflatten(1, (n, *smallest))]
+    first = nn.Linear(latent, n * math.prod(smallest))
+    layers = [first, nn.Unflatten(1, (n, *smallest))]
     for size in reversed(larger):
         layers += [*made.active(n), nn.Upsample(size), made.conv(n, n // 2)]
         n //= 2
@@ -715,7 +770,8 @@ class Decoder(nn.Module):
 
     def forward(self, z_t: Tensor, gamma: Tensor,
                 w: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-        return self.layers(_checked(w, self.latent)).reshape(z_t.shape)
+        x_hat = self.layers(_checked(w, self.latent))
+        return x_hat.reshape(z_t.shape)
 
 # %% ../nbs/11_nets.ipynb #b3a4a9c7
 class Coefficients(nn.Module):
@@ -737,7 +793,8 @@ class Coefficients(nn.Module):
     def forward(self, w: Tensor | None) -> Tensor:
         w = _checked(w, self.latent)
         with torch.autocast(w.device.type, enabled=False):  # gamma is never rounded
-            return self.scale * self.layers(w).reshape(-1, *self.shape)
+            coefficients = self.layers(w).reshape(-1, *self.shape)
+            return self.scale * coefficients
 
 # %% ../nbs/11_nets.ipynb #7dd7e878
 class ReleasedCoefficients(Coefficients):
@@ -751,4 +808,5 @@ class ReleasedCoefficients(Coefficients):
 
     def forward(self, w: Tensor | None) -> Tensor: # (B, 3, *event)
         a, b, u = super().forward(w).unbind(1)
-        return torch.stack([a, b, F.softplus(u) + (1e-3 - 1)], 1)
+        c = F.softplus(u) + (1e-3 - 1)
+        return torch.stack([a, b, c], 1)

@@ -36,7 +36,8 @@ def transition(gamma_s: Tensor, # at the earlier time s
               ) -> tuple[Tensor, Tensor]: # alpha_ts, sigma_ts
     "Scale and standard deviation of q(z_t | z_s); VDM notes eq. 2, RepVDM appendix B."
     alpha_ts = alpha(gamma_t) / alpha(gamma_s)
-    sigma_ts = sigma(gamma_t) * (-torch.expm1(gamma_s - gamma_t)).sqrt()
+    fresh = -torch.expm1(gamma_s - gamma_t) # share of the variance at t
+    sigma_ts = sigma(gamma_t) * fresh.sqrt()
     return alpha_ts, sigma_ts
 
 # %% ../nbs/00_noise.ipynb #fdebfaca
@@ -49,7 +50,8 @@ def posterior(z_t: Tensor,     # noisy data at time t (B, *event)
     r = torch.exp(gamma_s - gamma_t)
     one_minus_r = -torch.expm1(gamma_s - gamma_t)
     mean = alpha(gamma_s) * (one_minus_r * x + r * z_t / alpha(gamma_t))
-    return mean, sigma(gamma_s) * one_minus_r.sqrt()
+    std = sigma(gamma_s) * one_minus_r.sqrt()
+    return mean, std
 
 # %% ../nbs/00_noise.ipynb #297b8bbc
 def gaussian_kl(mean_1: Tensor,   # of the first Gaussian
@@ -59,7 +61,8 @@ def gaussian_kl(mean_1: Tensor,   # of the first Gaussian
                ) -> Tensor:       # nats per dimension, broadcast shape
     "KL(N_1 || N_2) per dimension in nats; VDM notes Corollary 5."
     d = logvar_1 - logvar_2
-    precision_2 = torch.exp(-logvar_2) if isinstance(logvar_2, Tensor) else math.exp(-logvar_2)
+    exp = torch.exp if isinstance(logvar_2, Tensor) else math.exp
+    precision_2 = exp(-logvar_2)
     return 0.5 * (torch.expm1(d) - d + (mean_1 - mean_2)**2 * precision_2)
 
 # %% ../nbs/00_noise.ipynb #a236be81
@@ -67,4 +70,6 @@ def prior_kl(x: Tensor,       # data (B, *event)
              gamma_1: Tensor  # at t = 1, broadcastable to x
             ) -> Tensor:      # nats per dimension, like x
     "KL(q(z_1 | x) || N(0, 1)) per dimension in nats, the prior loss; VDM notes section 2.5."
-    return gaussian_kl(alpha(gamma_1) * x, F.logsigmoid(gamma_1))
+    mean = alpha(gamma_1) * x
+    logvar = F.logsigmoid(gamma_1)
+    return gaussian_kl(mean, logvar)

@@ -39,12 +39,14 @@ def score_prediction(gamma: Tensor) -> tuple[Tensor, Tensor]:
 
 def o_prediction(gamma: Tensor) -> tuple[Tensor, Tensor]:
     "Target eps - x, the velocity of flow matching; VDM++ appendix D."
-    return -torch.ones_like(gamma), torch.ones_like(gamma)
+    one = torch.ones_like(gamma)
+    return -one, one
 
 # %% ../nbs/02_objective.ipynb #9e9689ba
 def edm_prediction(gamma: Tensor, sigma_data: float = 0.5) -> tuple[Tensor, Tensor]:
     "Target of EDM's network, for data of standard deviation sigma_data; VDM++ appendix D."
-    scale = sigma_data * (sigma(gamma)**2 + sigma_data**2 * alpha(gamma)**2).sqrt()
+    variance = sigma(gamma)**2 + sigma_data**2 * alpha(gamma)**2
+    scale = sigma_data * variance.sqrt()
     return sigma(gamma) / scale, -sigma_data**2 * alpha(gamma) / scale
 
 # %% ../nbs/02_objective.ipynb #711f7373
@@ -74,7 +76,8 @@ def eps_error(pred: Tensor,  # the network's answer F_hat (B, *event)
     "Error of the noise estimate, from the error of any prediction."
     a, b = prediction(gamma)
     D = alpha(gamma) * b - sigma(gamma) * a
-    return alpha(gamma) / D * (a * x + b * eps - pred)
+    target = a * x + b * eps
+    return alpha(gamma) / D * (target - pred)
 
 # %% ../nbs/02_objective.ipynb #998e64f4
 def discrete_rate(gamma_s: Tensor, # at s = t - 1/T
@@ -106,7 +109,8 @@ def implied_weighting(prediction: Prediction,         # what the network is aske
 # %% ../nbs/02_objective.ipynb #0807db72
 def _log_sech(x: Tensor) -> Tensor: # like x
     "log(1 / cosh x) without overflow."
-    return math.log(2) - x.abs() - F.softplus(-2 * x.abs())
+    size = x.abs()
+    return math.log(2) - size - F.softplus(-2 * size)
 
 def eps_weighting(logsnr: Tensor) -> Tensor:
     "sech(lambda / 2): noise prediction with the cosine schedule; VDM++ Table 1."
@@ -126,7 +130,8 @@ def edm_weighting(logsnr: Tensor,
                   std: float = 1.2,   # its standard deviation
                   sigma_data: float = 0.5) -> Tensor:
     "Density of N(2.4, 2.4^2) at lambda, times exp(-lambda) + 0.5^2: EDM; VDM++ appendix D.1."
-    log_normal = -0.5 * ((logsnr / 2 + mean) / std)**2 - math.log(2 * std * math.sqrt(2 * math.pi))
+    z = (logsnr / 2 + mean) / std
+    log_normal = -0.5 * z**2 - math.log(2 * std * math.sqrt(2 * math.pi))
     log_variance = torch.full_like(logsnr, 2 * math.log(sigma_data))
     return torch.exp(log_normal + torch.logaddexp(-logsnr, log_variance))
 
@@ -137,7 +142,8 @@ def p2_weighting(logsnr: Tensor, exponent: float = 1., k: float = 1.) -> Tensor:
 
 def min_snr_weighting(logsnr: Tensor, bound: float = 5.) -> Tensor: # bound: the paper's gamma
     "sech(lambda / 2) min(1, bound exp(-lambda)): min-SNR, cosine schedule; VDM++ appendix D.6."
-    return torch.exp(_log_sech(logsnr / 2) + (math.log(bound) - logsnr).clamp(max=0))
+    log_factor = (math.log(bound) - logsnr).clamp(max=0)
+    return torch.exp(_log_sech(logsnr / 2) + log_factor)
 
 # %% ../nbs/02_objective.ipynb #901826a9
 def sigmoid_weighting(logsnr: Tensor, k: float = 2.) -> Tensor:
@@ -165,7 +171,8 @@ def edm_monotonic_weighting(logsnr: Tensor, mean: float = -1.2, std: float = 1.2
 
 def low_bit_weighting(logsnr: Tensor, slope: float = 2., middle: float = 8.4) -> Tensor:
     "Phi(-slope (lambda - middle)): training on 8 bits as if on 5; VDM++ eq. 146."
-    return 0.5 * torch.erfc(slope * (logsnr - middle) / math.sqrt(2))
+    z = slope * (logsnr - middle)
+    return 0.5 * torch.erfc(z / math.sqrt(2))
 
 # %% ../nbs/02_objective.ipynb #74667948
 weightings = dict(elbo=elbo_weighting, eps=eps_weighting, edm=edm_weighting, v=v_weighting,
@@ -182,7 +189,8 @@ class _Rescaled:
     shift: float
     top: float = 1.
     def __call__(self, logsnr: Tensor) -> Tensor:
-        return self.weighting(logsnr - self.shift) / self.top
+        weight = self.weighting(logsnr - self.shift)
+        return weight / self.top
 
 def shifted(weighting: Weighting,
             shift: float # in lambda; 2 log(64 / d) for images d pixels wide
@@ -201,8 +209,10 @@ def is_monotone(weighting: Weighting,    # of the log signal-to-noise ratio
     if not gamma_min < gamma_max:
         raise ValueError(f"gamma_min={gamma_min} must be below gamma_max={gamma_max}: "
                          "give the range over which w is used")
-    w = weighting(torch.linspace(-gamma_max, -gamma_min, points, dtype=torch.float64))
-    return bool((w.diff() <= 1e-12 * w[:-1].abs()).all())
+    logsnr = torch.linspace(-gamma_max, -gamma_min, points, dtype=torch.float64)
+    w = weighting(logsnr)
+    rounding = 1e-12 * w[:-1].abs()
+    return bool((w.diff() <= rounding).all())
 
 # %% ../nbs/02_objective.ipynb #6384fca6
 def make_weighting(name: str,               # of an entry of `weightings`
@@ -216,5 +226,6 @@ def make_weighting(name: str,               # of an entry of `weightings`
     weighting = choose('weighting', name, weightings)
     if name == 'sigmoid': weighting = partial(weighting, k=k)
     logsnr = torch.linspace(-gamma_max, -gamma_min, 10_001, dtype=torch.float64, device='cpu')
-    top = shifted(weighting, shift)(logsnr).max().item()
+    w = shifted(weighting, shift)(logsnr)
+    top = w.max().item()
     return _Rescaled(weighting, shift, top)

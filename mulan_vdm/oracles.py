@@ -37,7 +37,8 @@ class GaussianOracle(nn.Module):
 @patch
 def _noisy(self: GaussianOracle, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     "A as (B, D), mean and covariance of z; the noise level may differ between dimensions."
-    a, s = (f(gamma).expand(-1, len(self.mean)) for f in (alpha, sigma))
+    D = len(self.mean)
+    a, s = alpha(gamma).expand(-1, D), sigma(gamma).expand(-1, D)
     signal = a[:, :, None] * self.cov * a[:, None]
     noise = torch.diag_embed(s**2)
     return a, a * self.mean, signal + noise
@@ -54,7 +55,8 @@ def forward(self: GaussianOracle, z: Tensor, gamma: Tensor, w: Tensor | None = N
             y: Tensor | None = None) -> Tensor: # x_hat
     "E[x|z], eq. (gaussian-denoiser) of this notebook."
     a, mean, cov = self._noisy(gamma)
-    pull = torch.linalg.solve(cov, (z - mean)[..., None])[..., 0]
+    rest = (z - mean)[..., None]
+    pull = torch.linalg.solve(cov, rest)[..., 0]
     return self.mean + (a * pull) @ self.cov
 
 # %% ../nbs/08_oracles.ipynb #9610d2a0
@@ -80,45 +82,52 @@ class MixtureOracle(nn.Module):
 def sample(self: MixtureOracle, n: int) -> Tensor: # pixels (n, *event)
     "Images drawn from the distribution."
     c = torch.multinomial(self.log_weights.exp(), n, replacement=True)
-    pixels = torch.distributions.Categorical(self.tables[c]).sample()
-    return pixels.reshape(n, *self.event_shape)
+    given_c = torch.distributions.Categorical(self.tables[c])
+    return given_c.sample().reshape(n, *self.event_shape)
 
 @patch
 def log_prob(self: MixtureOracle, k: Tensor) -> Tensor: # nats (B,)
     "True log p of integer pixels (B, *event)."
-    log_tables = self.tables.log().permute(1, 2, 0)                             # (D, vocab, K)
-    pixel = log_tables[torch.arange(len(log_tables)), k.flatten(1).long()]      # (B, D, K)
-    return (self.log_weights + pixel.sum(1)).logsumexp(1)
+    log_tables = self.tables.log().permute(1, 2, 0)         # (D, vocab, K)
+    d = torch.arange(len(log_tables))
+    log_pixel = log_tables[d, k.flatten(1).long()]          # (B, D, K)
+    log_joint = self.log_weights + log_pixel.sum(1)
+    return log_joint.logsumexp(1)
 
 # %% ../nbs/08_oracles.ipynb #922c02ce
 @patch
 def pixelwise(self: MixtureOracle, z: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
     "log q(z_d|c) in nats and E[x_d|z_d, c] of each pixel given each component, both (B, D, K)."
     gamma = gamma.expand_as(z).flatten(1)[..., None]
-    eps = z.flatten(1)[..., None] / sigma(gamma) - torch.exp(-gamma / 2) * self.levels
+    z = z.flatten(1)[..., None]
+    eps = z / sigma(gamma) - torch.exp(-gamma / 2) * self.levels
     energy = -0.5 * eps**2                                  # (B, D, vocab)
     top = energy.amax(-1, keepdim=True)
     near = torch.exp(energy - top).transpose(0, 1)          # (D, B, vocab)
     tables = self.tables.permute(1, 2, 0)                   # (D, vocab, K)
     q = near @ tables
-    log_q = q.transpose(0, 1).log() + top - sigma(gamma).log() - 0.5 * math.log(2 * math.pi)
     mean = (near * self.levels) @ tables / q
+    log_near = q.transpose(0, 1).log()
+    log_q = log_near + top - sigma(gamma).log() - 0.5 * math.log(2 * math.pi)
     return log_q, mean.transpose(0, 1)
 
 # %% ../nbs/08_oracles.ipynb #df709f0a
 @patch
 def log_marginal(self: MixtureOracle, z: Tensor, gamma: Tensor) -> Tensor: # nats (B,)
     "log q(z) at noise level gamma, broadcastable to z."
-    by_component = self.pixelwise(z, gamma)[0].sum(1)
-    return (self.log_weights + by_component).logsumexp(1)
+    log_q, _ = self.pixelwise(z, gamma)
+    log_joint = self.log_weights + log_q.sum(1)
+    return log_joint.logsumexp(1)
 
 @patch
 def forward(self: MixtureOracle, z: Tensor, gamma: Tensor, w: Tensor | None = None,
             y: Tensor | None = None) -> Tensor: # x_hat
     "E[x|z], eq. (mixture-denoiser) of this notebook."
     log_q, mean = self.pixelwise(z, gamma)
-    r = (self.log_weights + log_q.sum(1)).softmax(1)
-    return (mean * r[:, None]).sum(-1).reshape(z.shape)
+    log_joint = self.log_weights + log_q.sum(1)
+    r = log_joint.softmax(1)
+    x_hat = (mean * r[:, None]).sum(-1)
+    return x_hat.reshape(z.shape)
 
 # %% ../nbs/08_oracles.ipynb #a84a948e
 def fit_mixture(k: Tensor,               # integer pixels (N, *event)
@@ -137,6 +146,7 @@ def fit_mixture(k: Tensor,               # integer pixels (N, *event)
         counts = torch.einsum('nc,ndv->cdv', r, one_hot) + smoothing
         tables = counts / counts.sum(-1, keepdim=True)
         oracle = MixtureOracle(r.mean(0), tables, k.shape[1:])
-        log_joint = oracle.log_weights + torch.einsum('ndv,cdv->nc', one_hot, tables.log())
+        log_images = torch.einsum('ndv,cdv->nc', one_hot, tables.log())
+        log_joint = oracle.log_weights + log_images
         r = log_joint.softmax(1)
     return oracle

@@ -30,19 +30,21 @@ def report(self: Probes,
            strata: Tensor | None = None # class of each test image
           ) -> dict: # JSON-ready
     "Accuracies as [mean, se], and the cluster scores."
-    accuracies = dict(linear=self.linear, neighbours=self.neighbours)
-    found = {name: list(mean_se(right, strata)) for name, right in accuracies.items()}
-    return dict(found, nmi=self.nmi, ari=self.ari, n=len(self.linear))
+    linear = list(mean_se(self.linear, strata))
+    neighbours = list(mean_se(self.neighbours, strata))
+    return dict(linear=linear, neighbours=neighbours, nmi=self.nmi, ari=self.ari,
+                n=len(self.linear))
 
 # %% ../nbs/19_probing.ipynb #97c7e10f
 def _standardized(train: Tensor, # features (N, D)
                   test: Tensor # of other images (M, D)
                  ) -> tuple[Tensor, Tensor]: # both, in the training images' units
     "Features of mean zero and standard deviation one over the training images."
-    x = train.double()
-    center, std = x.mean(0), x.std(0)
-    scale = std.clamp(min=1e-6 * std.max().clamp(min=1e-30))
-    return (x - center) / scale, (test.double() - center) / scale
+    train, test = train.double(), test.double()
+    center, std = train.mean(0), train.std(0)
+    least = 1e-6 * std.max().clamp(min=1e-30)
+    scale = std.clamp(min=least)
+    return (train - center) / scale, (test - center) / scale
 
 # %% ../nbs/19_probing.ipynb #5d09640c
 def probe(train: Split, # features (N, D) and labels
@@ -63,11 +65,15 @@ def probe(train: Split, # features (N, D) and labels
                          "add images")
     a, b = (x.numpy() for x in _standardized(train.x, test.x))
     y, truth = train.y.numpy(), test.y.numpy()
-    right = [torch.tensor(model.fit(a, y).predict(b) == truth).double()
-             for model in (LogisticRegression(max_iter=5000), KNeighborsClassifier(5))]
-    clusters = KMeans(len(set(y)), n_init=10, random_state=seed).fit(a).predict(b)
+    right = []
+    for model in (LogisticRegression(max_iter=5000), KNeighborsClassifier(5)):
+        predicted = model.fit(a, y).predict(b)
+        right.append(torch.tensor(predicted == truth).double())
+    classes = len(set(y))
+    clusters = KMeans(classes, n_init=10, random_state=seed).fit(a).predict(b)
     nmi = float(normalized_mutual_info_score(truth, clusters))
-    return Probes(*right, nmi, float(adjusted_rand_score(truth, clusters)))
+    ari = float(adjusted_rand_score(truth, clusters))
+    return Probes(*right, nmi, ari)
 
 # %% ../nbs/19_probing.ipynb #1e0c6761
 def pixels(x: Tensor) -> Tensor: # integer images (N, *event) to (N, D)
@@ -79,8 +85,8 @@ def describe(data: Data,
              features: Callable[[Tensor], Tensor] # of integer images
             ) -> tuple[Split, Split]: # features and labels, train and test
     "Features of all images of a data set, with their labels."
-    of = lambda side: Split(in_batches(features, side.x), side.y)
-    return of(data.train), of(data.test)
+    train, test = in_batches(features, data.train.x), in_batches(features, data.test.x)
+    return Split(train, data.train.y), Split(test, data.test.y)
 
 # %% ../nbs/19_probing.ipynb #7515f02f
 class Axes(NamedTuple):
@@ -98,7 +104,8 @@ def project(self: Axes, x: Tensor) -> Tensor: # (N, D) to (N, d)
 @patch
 def at(self: Axes, c: Tensor) -> Tensor: # (N, d) to (N, D)
     "The point at given coordinates, in standard deviations."
-    return self.center + (c * self.spread) @ self.directions
+    offset = c * self.spread
+    return self.center + offset @ self.directions
 
 # %% ../nbs/19_probing.ipynb #31d6e608
 def principal(x: Tensor, # (N, D)
@@ -110,11 +117,12 @@ def principal(x: Tensor, # (N, D)
         raise ValueError(f"d={d}: {len(x)} vectors of {x.shape[1]} numbers have 1 to "
                          f"{min(x.shape)} principal directions")
     center = x.mean(0)
-    _, spread, v = torch.linalg.svd(x - center, full_matrices=False)
-    first = v[:d]
-    place = first.abs().argmax(1, keepdim=True)
-    sign = first.gather(1, place).sign()
-    return Axes(center, first * sign, spread[:d] / math.sqrt(len(x) - 1))
+    _, singular, v = torch.linalg.svd(x - center, full_matrices=False)
+    directions = v[:d]
+    largest = directions.abs().argmax(1, keepdim=True)
+    sign = directions.gather(1, largest).sign()
+    spread = singular[:d] / math.sqrt(len(x) - 1)
+    return Axes(center, directions * sign, spread)
 
 # %% ../nbs/19_probing.ipynb #97e7a263
 def information(mean: Tensor, # of q(w|x), Gaussian, for each image (N, d)
@@ -124,7 +132,8 @@ def information(mean: Tensor, # of q(w|x), Gaussian, for each image (N, d)
     "Mutual information of image and latent from below, at most log N; @eq-information-below."
     mean, std = mean.double(), std.double()
     generator = torch.Generator().manual_seed(seed)
-    w = mean + std * torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
+    epsilon = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
+    w = mean + std * epsilon
     volume = std.log().sum(1)
     precision = std**-2
     pull = mean * precision
@@ -134,7 +143,7 @@ def information(mean: Tensor, # of q(w|x), Gaussian, for each image (N, d)
         return w @ pull.T - squares / 2 - volume
     sums = [log_q(part).logsumexp(1) for part in w.split(1000)]
     mixture = torch.cat(sums) - math.log(len(w))
-    own = -0.5 * ((w - mean) / std).square().sum(1) - volume
+    own = -0.5 * ((w - mean) / std).square().sum(1) - volume # likewise without constants
     return mean_se(own - mixture)
 
 # %% ../nbs/19_probing.ipynb #2e79c7b2
@@ -142,8 +151,10 @@ def latent_report(mean: Tensor, # of q(w|x), Gaussian, for each image (N, d)
                   std: Tensor # like mean
                  ) -> dict: # JSON-ready
     "KL in all and per number, information from below as [nats, se], and active numbers; nats."
-    kl = gaussian_kl(mean.double(), 2 * std.double().log())
-    active = int((mean.var(0) > 0.01).sum())
-    return dict(kl=list(mean_se(kl.sum(1))), kl_per_number=kl.mean(0).tolist(),
-                information=list(information(mean, std)), log_n=math.log(len(mean)),
-                active=active, d=mean.shape[1])
+    logvar = 2 * std.double().log()
+    kl = gaussian_kl(mean.double(), logvar)
+    in_all = list(mean_se(kl.sum(1)))
+    below = list(information(mean, std))
+    active = mean.var(0) > 0.01
+    return dict(kl=in_all, kl_per_number=kl.mean(0).tolist(), information=below,
+                log_n=math.log(len(mean)), active=int(active.sum()), d=mean.shape[1])

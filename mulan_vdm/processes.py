@@ -17,7 +17,8 @@ from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
 # %% ../nbs/03_processes.ipynb #d8ee22e4
 def mixed_seed(*key: int) -> int:
     "A seed that differs unrelatedly between neighbouring keys."
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+    numbers = np.random.SeedSequence(key).generate_state(1, np.uint64)
+    return int(numbers[0])
 
 @contextlib.contextmanager
 def seeded(*key: int # for example seed, step, rank

@@ -15,7 +15,7 @@ from numbers import Integral
 from torch import Tensor
 from tqdm.auto import tqdm
 from typing import Callable, Iterator, NamedTuple
-from .noise import alpha, posterior, sigma, transition
+from .noise import alpha, diffuse, posterior, sigma, transition
 from .schedules import choose
 from .processes import Rows, processes, share_out
 from .diffusion import (check_model, Diffusion, evaluating, fixed_variance, Reckoned,
@@ -59,7 +59,7 @@ def ddim_step(denoise: Denoise, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor, n
     x_hat, eps_hat = denoise(z_t, gamma_t)
     fresh = -eta**2 * torch.expm1(gamma_s - gamma_t)
     mixed = (1 - fresh).sqrt() * eps_hat + fresh.sqrt() * noise
-    return alpha(gamma_s) * x_hat + sigma(gamma_s) * mixed
+    return diffuse(x_hat, gamma_s, mixed)
 
 # %% ../nbs/10_sampling.ipynb #387b5015
 def heun_step(denoise: Denoise, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor,
@@ -67,7 +67,7 @@ def heun_step(denoise: Denoise, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor,
     """Second-order step along the probability flow, two calls of the denoiser; Karras
     et al. 2022, algorithm 1."""
     x_hat, eps_hat = denoise(z_t, gamma_t)
-    z_s = alpha(gamma_s) * x_hat + sigma(gamma_s) * eps_hat
+    z_s = diffuse(x_hat, gamma_s, eps_hat)
     _, ahead = denoise(z_s, gamma_s)
     climb = torch.exp(gamma_s / 2) - torch.exp(gamma_t / 2)
     return z_s + 0.5 * alpha(gamma_s) * climb * (ahead - eps_hat)
@@ -89,7 +89,8 @@ def _churn_step(denoise: Denoise, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor,
     scaled; Karras et al. 2022, algorithm 2. Raises ValueError for a noise level per pixel."""
     _one_level(gamma_t, 'churn')
     level = torch.exp(gamma_t / 2)
-    c = c * ((low <= level) & (level <= high)).to(level)
+    inside = (low <= level) & (level <= high)
+    c = c * inside.to(level)
     lifted = gamma_t + 2 * torch.log1p(c)
     fresh = scale * level * (c * (2 + c)).sqrt() * noise
     y = z_t / alpha(gamma_t) + fresh
@@ -153,7 +154,8 @@ def ode_step(denoise: Denoise, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor, no
         z = state.reshape(z_t.shape).to(z_t)
         gamma = torch.lerp(start, end, u.reshape(start.shape)).to(gamma_t)
         _, eps_hat = denoise(z, gamma)
-        return ((end - start) * drift(z, eps_hat, gamma)).flatten(1).to(state)
+        dz_du = (end - start) * drift(z, eps_hat, gamma)
+        return dz_du.flatten(1).to(state)
     state = z_t.flatten(1).double()
     z_s, _ = solve(velocity, state, state.shape[1], tolerance=tolerance, max_steps=max_steps)
     return z_s.reshape(z_t.shape).to(z_t)
@@ -179,7 +181,8 @@ def _rho_grid(level: _Level, u: float, rho: float = 7.) -> Tensor: # gamma (n, 1
     _one_level(level(0.), "grid='rho'")
     if not 0 < rho < math.inf: raise ValueError(f"rho={rho}: pass a positive number, such as 7")
     low, high = (torch.exp(level(t) / (2 * rho)) for t in (0., 1.))
-    return 2 * rho * torch.lerp(low, high, u).log()
+    root = torch.lerp(low, high, u)
+    return 2 * rho * root.log()
 
 grids = dict(time=_time_grid, logsnr=_logsnr_grid, rho=_rho_grid)
 
@@ -226,20 +229,23 @@ def _guided(model: Diffusion, z: Tensor, gamma: Tensor, w: Tensor | None, y: Ten
            ) -> tuple[Tensor, Tensor]: # x_hat, eps_hat
     """Estimates of data and noise, guided by labels and clipped; Ho and Salimans 2022. One call of
     the network without labels and for guidance 0 or 1, else two."""
-    pair = model.denoise_at(z, gamma, w, y if guidance != 0 else None)
+    x_hat, eps_hat = model.denoise_at(z, gamma, w, y if guidance != 0 else None)
     if y is not None and guidance not in (0, 1):
-        without = model.denoise_at(z, gamma, w, None)
-        pair = tuple(free + guidance * (told - free) for free, told in zip(without, pair))
-    if clip is None: return pair
-    x_hat = pair[0].clamp(-clip, clip)
-    return x_hat, (z - alpha(gamma) * x_hat) / sigma(gamma)
+        x_free, eps_free = model.denoise_at(z, gamma, w, None)
+        x_hat = x_free + guidance * (x_hat - x_free)
+        eps_hat = eps_free + guidance * (eps_hat - eps_free)
+    if clip is None: return x_hat, eps_hat
+    x_hat = x_hat.clamp(-clip, clip)
+    eps_hat = (z - alpha(gamma) * x_hat) / sigma(gamma)
+    return x_hat, eps_hat
 
 # %% ../nbs/10_sampling.ipynb #f718110f
 def _indices(n: int, batch_size: int | None,
              device: torch.device | str) -> tuple[Tensor, ...]: # of each chunk
     "n examples in chunks, none larger than batch_size or than a process's share."
     share = math.ceil(n / processes()[1])
-    return torch.arange(n, device=device).split(min(batch_size or n, share))
+    largest = min(batch_size or n, share)
+    return torch.arange(n, device=device).split(largest)
 
 # %% ../nbs/10_sampling.ipynb #d8a22a8b
 def _chunked(model: Diffusion, w: Tensor | None, y: Tensor | None, chunks: tuple[Tensor, ...],
@@ -247,9 +253,11 @@ def _chunked(model: Diffusion, w: Tensor | None, y: Tensor | None, chunks: tuple
     "The model's denoiser over a batch, guided as asked for, evaluated chunk by chunk."
     def part(i: Tensor, z: Tensor, gamma: Tensor) -> Tensor: # (2, chunk, *event)
         w_i, y_i = (None if a is None else a[i] for a in (w, y))
-        return torch.stack(_guided(model, z[i], gamma[i], w_i, y_i, **kwargs))
+        estimates = _guided(model, z[i], gamma[i], w_i, y_i, **kwargs)
+        return torch.stack(estimates)
     def denoise(z: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
-        parts = share_out([partial(part, i, z, gamma) for i in chunks], z.device)
+        jobs = [partial(part, i, z, gamma) for i in chunks]
+        parts = share_out(jobs, z.device)
         return torch.cat(parts, 1).unbind()
     return denoise
 
@@ -384,7 +392,9 @@ def sample(self: Diffusion,
           ) -> Tensor:       # (*shape, *event), integer pixels or real data
     "Draws from the model. Raises what `trajectory` raises."
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
-    return sample(self, math.prod(shape), steps, **kwargs).reshape(*shape, *self.event_shape)
+    n = math.prod(shape)
+    drawn = sample(self, n, steps, **kwargs)
+    return drawn.reshape(*shape, *self.event_shape)
 
 # %% ../nbs/10_sampling.ipynb #9dc10390
 class _Known(NamedTuple):
@@ -394,7 +404,8 @@ class _Known(NamedTuple):
 
 def _replaced(known: _Known, z: Tensor, gamma: Tensor, noise: Tensor) -> Tensor: # like z
     "z with the known pixels in place, @eq-replaced."
-    return torch.where(known.where, alpha(gamma) * known.x + sigma(gamma) * noise, z)
+    given = diffuse(known.x, gamma, noise)
+    return torch.where(known.where, given, z)
 
 # %% ../nbs/10_sampling.ipynb #64e735b8
 def _replacing(known: _Known,
@@ -442,19 +453,22 @@ def _informed(denoise: Denoise, # z_t, gamma_t -> x_hat, eps_hat
     "The denoiser that knows some pixels, @eq-told; Rozet et al. 2024."
     def estimate(z: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
         x_hat, pull = torch.func.vjp(lambda z: denoise(z, gamma)[0], z)
-        spread = lambda v: sigma(gamma)**2 / alpha(gamma) * pull(v)[0]
+        C = lambda v: sigma(gamma)**2 / alpha(gamma) * pull(v)[0]
         seen = known.where.to(z)
+        C_KK = lambda v: seen * C(v) + variance * v
         missing = seen * (known.x - x_hat)
-        v = _solved(lambda v: seen * spread(v) + variance * v, missing, rounds)
-        x_hat = x_hat + spread(seen * v)
-        return x_hat, (z - alpha(gamma) * x_hat) / sigma(gamma)
+        v = _solved(C_KK, missing, rounds)
+        x_hat = x_hat + C(seen * v)
+        eps_hat = (z - alpha(gamma) * x_hat) / sigma(gamma)
+        return x_hat, eps_hat
     return estimate
 
 # %% ../nbs/10_sampling.ipynb #09336c98
 def _guiding(known: _Known, step: Step = ddpm_step, rounds: int = 1) -> Step:
     "A step whose denoiser is told the known pixels, which are then put in place."
     def take(denoise: Denoise, z_t: Tensor, gamma_t: Tensor, gamma_s: Tensor, noise: Tensor) -> Tensor:
-        z_s = step(_informed(denoise, known, rounds), z_t, gamma_t, gamma_s, noise)
+        told = _informed(denoise, known, rounds)
+        z_s = step(told, z_t, gamma_t, gamma_s, noise)
         return _replaced(known, z_s, gamma_s, noise)
     return take
 
@@ -468,10 +482,11 @@ def _known(model: Diffusion, x: Tensor, mask: Tensor, n: int) -> _Known: # of n 
         raise ValueError(f"mask has shape {tuple(mask.shape)} and dtype {mask.dtype}: pass bool of shape "
                          f"{tuple(x.shape[1:])}, True where a pixel is to be drawn")
     if len(x) not in (1, n): raise ValueError(f"x has {len(x)} images for n={n} samples: pass one, or {n}")
-    where = ~mask.to(model.reference.device).expand(n, *model.event_shape)
+    device = model.reference.device
+    where = ~mask.to(device).expand(n, *model.event_shape)
     if where.flatten(1).all(1).any():
         raise ValueError("mask: no pixel is to be drawn, there is nothing to fill")
-    coded = model.codec.encode(x.to(model.reference.device), model.reference.dtype)
+    coded = model.codec.encode(x.to(device), model.reference.dtype)
     return _Known(coded.expand(n, *model.event_shape), where)
 
 # %% ../nbs/10_sampling.ipynb #7033e91e
@@ -495,8 +510,9 @@ def inpaint(model: Diffusion,
         raise ValueError("a step that remembers cannot be repeated: take ddpm, ddim or heun")
     if step is ddpm_step: step = partial(ddpm_step, reverse=model.reverse)
     how = dict(generator=generator) if fill == 'repeat' else {}
-    if repeats is not None: how[dict(repeat='repeats', guide='rounds')[fill]] = repeats
-    drawn = sample(model, n, steps, step=make(known, step, **how), generator=generator, **kwargs)
+    if repeats is not None: how['repeats' if fill == 'repeat' else 'rounds'] = repeats
+    filling = make(known, step, **how)
+    drawn = sample(model, n, steps, step=filling, generator=generator, **kwargs)
     return torch.where(known.where, x.to(drawn), drawn)
 
 # %% ../nbs/10_sampling.ipynb #48df3a09
@@ -507,7 +523,8 @@ def encode(self: Diffusion, x: Tensor # integer pixels (B, *event); real data wi
     """What the encoder says of images. Raises ValueError for images of another shape, pixels
     outside the vocabulary, and models without a latent."""
     self.check(x)
-    with evaluating(self): return self.latent.moments(self.codec.encode(x, self.reference.dtype))
+    coded = self.codec.encode(x, self.reference.dtype)
+    with evaluating(self): return self.latent.moments(coded)
 
 # %% ../nbs/10_sampling.ipynb #bfaea768
 @patch
@@ -563,8 +580,10 @@ def points_between(a: Tensor,              # one end
     if n < 2 or a.shape != b.shape:
         raise ValueError(f"n={n} points between shapes {tuple(a.shape)} and {tuple(b.shape)}: "
                          "pass at least 2 and two ends of equal shape")
-    u = torch.linspace(0, 1, n, dtype=a.dtype, device=a.device).reshape(n, *[1] * a.ndim)
-    cos = (a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-30)
+    u = torch.linspace(0, 1, n, dtype=a.dtype, device=a.device)
+    u = u.reshape(n, *[1] * a.ndim)
+    lengths = a.norm() * b.norm()
+    cos = (a * b).sum() / lengths.clamp(min=1e-30)
     theta = cos.clamp(-1, 1).acos()
     if not spherical or theta < 1e-3: return torch.lerp(a, b, u)
     if math.pi - theta < 1e-3:

@@ -32,7 +32,8 @@ class FullPrecision(nn.Module):
 
     def _apply(self, fn, *args, **kwargs):
         "Every conversion and every move of a module comes by here."
-        self._check(fn(torch.empty(0, dtype=torch.float32)))
+        converted = fn(torch.empty(0, dtype=torch.float32))
+        self._check(converted)
         return super()._apply(fn, *args, **kwargs)
 
 # %% ../nbs/01_schedules.ipynb #2713d2c2
@@ -90,9 +91,9 @@ def inverse(self: Schedule, gamma: Tensor, w: Tensor | None = None) -> Tensor: #
 def ends(self: Schedule) -> tuple[float, float]: # gamma(0), gamma(1)
     "The levels that every dimension reaches: from the highest gamma(0) to the lowest gamma(1)."
     plain = torch.zeros((), dtype=torch.float64, device='cpu')
-    own = next(iter([*self.parameters(), *self.buffers()]), plain)
-    t = own.new_zeros([1] * (1 + len(self.event_shape)))  # on its device, in its precision
-    return float(self(t).max()), float(self(t + 1).min())
+    own = [*self.parameters(), *self.buffers(), plain][0]
+    start = own.new_zeros([1] * (1 + len(self.event_shape)))  # on its device, in its precision
+    return float(self(start).max()), float(self(start + 1).min())
 
 @patch
 def extra_repr(self: Schedule) -> str:
@@ -107,8 +108,10 @@ def gamma_and_slope(schedule: Schedule, # any schedule
                    ) -> tuple[Tensor, Tensor]: # gamma(t), d gamma / dt
     "gamma and its slope in t by two backward passes; both are differentiable in the parameters."
     gamma, pull = torch.func.vjp(lambda t: schedule(t, w), t)
-    _, push = torch.func.vjp(lambda u: pull(u)[0], torch.zeros_like(gamma))  # pull is linear in u
-    return gamma, push(torch.ones_like(t))[0]
+    J_transposed = lambda u: pull(u)[0]  # times u; the same derivative at every u
+    _, push = torch.func.vjp(J_transposed, torch.zeros_like(gamma))
+    slope, = push(torch.ones_like(t))
+    return gamma, slope
 
 # %% ../nbs/01_schedules.ipynb #eee27e5c
 @patch
@@ -126,7 +129,9 @@ def times(self: Schedule, gamma: Tensor, w: Tensor | None = None) -> tuple[Tenso
 @patch
 def density(self: Schedule, logsnr: Tensor, w: Tensor | None = None) -> Tensor: # like logsnr
     "p(lambda) of a uniform time, one over the slope; VDM++ section 2.1."
-    return 1 / gamma_and_slope(self, self.inverse(-logsnr, w), w)[1]
+    t = self.inverse(-logsnr, w)
+    _, slope = gamma_and_slope(self, t, w)
+    return 1 / slope
 
 # %% ../nbs/01_schedules.ipynb #92bb80b8
 def _ordered_ends(gamma_min: float, gamma_max: float) -> None:
@@ -158,10 +163,13 @@ class Between(Schedule):
     def low_and_range(self) -> tuple[Tensor | float, Tensor | float]: # gamma(0), gamma(1) - gamma(0)
         "The lower end and the range, learned ones within their bounds."
         if not isinstance(self.log_range, Tensor): return self.gamma_min, math.exp(self.log_range)
-        return self.gamma_min.clamp(min=self.lowest), self.log_range.clamp(max=self.widest).exp()
+        low = self.gamma_min.clamp(min=self.lowest)
+        log_range = self.log_range.clamp(max=self.widest)
+        return low, log_range.exp()
 
     def fixed_start(self) -> float | None:
-        return None if isinstance(self.gamma_min, Tensor) else self.gamma_min
+        learned = isinstance(self.gamma_min, Tensor)
+        return None if learned else self.gamma_min
 
     def climb(self, t: Tensor, w: Tensor | None = None) -> Tensor: # u in [0, 1]
         "Climbs from 0 at t = 0 to 1 at t = 1, elementwise in t."
@@ -169,7 +177,8 @@ class Between(Schedule):
 
     def forward(self, t: Tensor, w: Tensor | None = None) -> Tensor:
         low, span = self.low_and_range()
-        return low + span * self.climb(t, w)
+        u = self.climb(t, w)
+        return low + span * u
 
 # %% ../nbs/01_schedules.ipynb #9cb15bb6
 @patch
@@ -196,21 +205,25 @@ class Monotone(Between):
         self.l1 = nn.Parameter(torch.tensor(math.log(math.e - 1)))  # softplus gives 1
         self.l2 = nn.Parameter(steepness.clone())
         self.b2 = nn.Parameter(-steepness * torch.rand(features))
-        self.l3 = nn.Parameter(torch.full((features,), math.log(math.expm1(0.2 / features))))
+        height = math.log(math.expm1(0.2 / features))  # softplus gives 0.2 / features
+        self.l3 = nn.Parameter(torch.full((features,), height))
 
     def interior(self) -> dict[str, nn.Parameter]:
-        return {k: p for k, p in self.named_parameters() if k not in ('gamma_min', 'log_range')}
+        ends = 'gamma_min', 'log_range'
+        return {k: p for k, p in self.named_parameters() if k not in ends}
 
     def raw(self, t: Tensor) -> Tensor:
         "The increasing function before its ends are pinned, elementwise in t."
         line = F.softplus(self.l1) * t
-        steps = torch.sigmoid(line[..., None] * F.softplus(self.l2) + self.b2)
+        hidden = line[..., None] * F.softplus(self.l2) + self.b2
+        steps = torch.sigmoid(hidden) * F.softplus(self.l3)
         # a sum, no matrix product: autocast would round it
-        return line + (steps * F.softplus(self.l3)).sum(-1)
+        return line + steps.sum(-1)
 
     def climb(self, t: Tensor, w: Tensor | None = None) -> Tensor:
-        low, high = self.raw(torch.tensor([0., 1.], dtype=self.l1.dtype, device=self.l1.device))
-        return (self.raw(t) - low) / (high - low)
+        first_and_last = torch.tensor([0., 1.], dtype=self.l1.dtype, device=self.l1.device)
+        g_0, g_1 = self.raw(first_and_last)
+        return (self.raw(t) - g_0) / (g_1 - g_0)
 
 # %% ../nbs/01_schedules.ipynb #adcef18f
 class Polynomial(Between):
@@ -233,8 +246,13 @@ class Polynomial(Between):
         own = self.coefficients
         a, b, c = own if self.network is None else (own + self.network(w)).unbind(1)
         c = 1 + c
-        powers = (self.delta + c**2, b * c, (b**2 + 2 * a * c) / 3, a * b / 2, a**2 / 5)
-        return sum(p * t**(n + 1) for n, p in enumerate(powers)), sum(powers)
+        factors = (self.delta + c**2,        # of t
+                   b * c,                    # of t^2, and so on
+                   (b**2 + 2 * a * c) / 3,
+                   a * b / 2,
+                   a**2 / 5)
+        value = sum(factor * t**n for n, factor in enumerate(factors, start=1))
+        return value, sum(factors)
 
     def climb(self, t: Tensor, w: Tensor | None = None) -> Tensor:
         value, end = self.integral(t, w)
@@ -256,8 +274,9 @@ class MonotonePerDim(Between):
         self.numbers = 1 + steps
         self.centers = nn.Parameter((torch.arange(steps) + 0.5) / steps)
         self.log_width = nn.Parameter(torch.full((steps,), math.log(0.5 / steps)))
-        start = torch.tensor([1.] + [0.1 / steps] * steps)
-        self.register_buffer('start', start.expm1().log(), persistent=False)
+        weights = torch.tensor([1.] + [0.1 / steps] * steps)
+        start = weights.expm1().log()  # softplus gives the weights
+        self.register_buffer('start', start, persistent=False)
         self.heights = nn.Parameter(torch.zeros(1 + steps, *event_shape))
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *others) -> None:
@@ -271,15 +290,19 @@ class MonotonePerDim(Between):
 def features(self: MonotonePerDim, t: Tensor) -> Tensor: # (..., 1 + steps)
     "The straight line and the logistic steps at t, before the ends are pinned."
     t = t[..., None]
-    return torch.cat([t, torch.sigmoid((t - self.centers) * torch.exp(-self.log_width))], -1)
+    steps = torch.sigmoid((t - self.centers) * torch.exp(-self.log_width))
+    return torch.cat([t, steps], -1)
 
 @patch
 def climb(self: MonotonePerDim, t: Tensor, w: Tensor | None = None) -> Tensor:
     own = self.heights
     heights = own if self.network is None else (own + self.network(w)).movedim(1, 0)
     heights = F.softplus(heights.movedim(0, -1) + self.start)  # (..., *event, 1 + steps)
-    low, high = self.features(torch.tensor([0., 1.], dtype=own.dtype, device=own.device))
-    return ((self.features(t) - low) * heights).sum(-1) / ((high - low) * heights).sum(-1)
+    first_and_last = torch.tensor([0., 1.], dtype=own.dtype, device=own.device)
+    low, high = self.features(first_and_last)
+    climbed = ((self.features(t) - low) * heights).sum(-1)  # M(t) - M(0)
+    whole = ((high - low) * heights).sum(-1)                # M(1) - M(0)
+    return climbed / whole
 
 # %% ../nbs/01_schedules.ipynb #71e43af1
 class _ClosedForm(Schedule):
@@ -291,10 +314,13 @@ class _ClosedForm(Schedule):
         name = type(self).__name__
         raise NotImplementedError(f"{name} must define times(gamma, w=None) -> t, 1 - t")
 
-    def forward(self, t: Tensor, w: Tensor | None = None) -> Tensor: return self.at(t, 1 - t, w)
+    def forward(self, t: Tensor, w: Tensor | None = None) -> Tensor:
+        rest = 1 - t
+        return self.at(t, rest, w)
 
     def inverse(self, gamma: Tensor, w: Tensor | None = None) -> Tensor:
-        return self.times(gamma, w)[0].clamp(0, 1)
+        t, _ = self.times(gamma, w)
+        return t.clamp(0, 1)
 
 # %% ../nbs/01_schedules.ipynb #bfa3e609
 class Cosine(_ClosedForm):
@@ -305,14 +331,16 @@ class Cosine(_ClosedForm):
 
     def at(self, t: Tensor, rest: Tensor, w: Tensor | None = None) -> Tensor:
         opposite, adjacent = torch.sin(math.pi / 2 * t), torch.sin(math.pi / 2 * rest)
-        return 2 * (opposite.log() - adjacent.log()) - self.shift
+        log_tangent = opposite.log() - adjacent.log()
+        return 2 * log_tangent - self.shift
 
     def times(self, gamma: Tensor, w: Tensor | None = None) -> tuple[Tensor, Tensor]:
         half = (gamma + self.shift) / 2
         return 2 / math.pi * torch.atan(half.exp()), 2 / math.pi * torch.atan((-half).exp())
 
     def density(self, logsnr: Tensor, w: Tensor | None = None) -> Tensor:
-        return 1 / (2 * math.pi * torch.cosh((logsnr - self.shift) / 2))
+        half = (logsnr - self.shift) / 2
+        return 1 / (2 * math.pi * torch.cosh(half))
 
 # %% ../nbs/01_schedules.ipynb #dc5aabab
 class EDMTraining(_ClosedForm):
@@ -329,7 +357,8 @@ class EDMTraining(_ClosedForm):
 
     def at(self, t: Tensor, rest: Tensor, w: Tensor | None = None) -> Tensor:
         left = t < rest
-        z = torch.special.ndtri(torch.where(left, t, rest))
+        smaller = torch.where(left, t, rest)
+        z = torch.special.ndtri(smaller)
         return 2 * (self.mean + self.std * torch.where(left, z, -z))
 
     def times(self, gamma: Tensor, w: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -338,13 +367,15 @@ class EDMTraining(_ClosedForm):
 
     def density(self, logsnr: Tensor, w: Tensor | None = None) -> Tensor:
         z = (logsnr / 2 + self.mean) / self.std
-        return torch.exp(-z**2 / 2) / (2 * self.std * math.sqrt(2 * math.pi))
+        spread = 2 * self.std
+        return torch.exp(-z**2 / 2) / (spread * math.sqrt(2 * math.pi))
 
 # %% ../nbs/01_schedules.ipynb #d2f32d52
 def _within(value: Tensor, x: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
     "value where low <= x <= high, else zero; the ends themselves, rounded, are inside."
     slack = 1e-6 * (abs(low) + abs(high))
-    return value.where((x > low - slack) & (x < high + slack), 0.)
+    inside = (x > low - slack) & (x < high + slack)
+    return value.where(inside, 0.)
 
 # %% ../nbs/01_schedules.ipynb #825a8bb3
 class EDMSampling(_ClosedForm):
@@ -362,16 +393,20 @@ class EDMSampling(_ClosedForm):
         self.low, self.high = sigma_min**(1 / rho), sigma_max**(1 / rho)
 
     def at(self, t: Tensor, rest: Tensor, w: Tensor | None = None) -> Tensor:
-        return 2 * self.rho * torch.log(self.low * rest + self.high * t)
+        root = self.low * rest + self.high * t
+        return 2 * self.rho * torch.log(root)
 
     def times(self, gamma: Tensor, w: Tensor | None = None) -> tuple[Tensor, Tensor]:
         root = torch.exp(gamma / (2 * self.rho))
         span = self.high - self.low
-        return (root - self.low) / span, (self.high - root) / span
+        t = (root - self.low) / span
+        rest = (self.high - root) / span
+        return t, rest
 
     def density(self, logsnr: Tensor, w: Tensor | None = None) -> Tensor:
         root = torch.exp(-logsnr / (2 * self.rho))
-        return _within(root / (2 * self.rho * (self.high - self.low)), root, self.low, self.high)
+        p = root / (2 * self.rho * (self.high - self.low))
+        return _within(p, root, self.low, self.high)
 
 # %% ../nbs/01_schedules.ipynb #180d07ba
 class FlowOT(_ClosedForm):
@@ -380,10 +415,12 @@ class FlowOT(_ClosedForm):
         return 2 * (t.log() - rest.log())
 
     def times(self, gamma: Tensor, w: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return torch.sigmoid(gamma / 2), torch.sigmoid(-gamma / 2)
+        half = gamma / 2
+        return torch.sigmoid(half), torch.sigmoid(-half)
 
     def density(self, logsnr: Tensor, w: Tensor | None = None) -> Tensor:
-        return torch.sigmoid(logsnr / 2) * torch.sigmoid(-logsnr / 2) / 2
+        half = logsnr / 2
+        return torch.sigmoid(half) * torch.sigmoid(-half) / 2
 
 # %% ../nbs/01_schedules.ipynb #622e18d4
 def _interpolate(x: Tensor,  # where, any shape
@@ -394,7 +431,8 @@ def _interpolate(x: Tensor,  # where, any shape
     k = torch.searchsorted(xs, x.detach().contiguous(), right=True) - 1
     k = k.clamp(0, len(xs) - 2)
     slope = (ys.diff() / xs.diff())[k]
-    return ys[k] + (x - xs[k]) * slope, slope
+    y = ys[k] + (x - xs[k]) * slope
+    return y, slope
 
 # %% ../nbs/01_schedules.ipynb #88092c3f
 class _Piecewise(Schedule):
@@ -405,19 +443,22 @@ class _Piecewise(Schedule):
 
     def forward(self, t: Tensor, w: Tensor | None = None) -> Tensor:
         times, gammas = (k.to(t) for k in self.knots())
-        return _interpolate(t, times, gammas)[0]
+        gamma, _ = _interpolate(t, times, gammas)
+        return gamma
 
     def inverse(self, gamma: Tensor, w: Tensor | None = None) -> Tensor:
         times, gammas = (k.to(gamma) for k in self.knots())
-        return _interpolate(gamma, gammas, times)[0].clamp(0, 1)
+        t, _ = _interpolate(gamma, gammas, times)
+        return t.clamp(0, 1)
 
     def density(self, logsnr: Tensor, w: Tensor | None = None) -> Tensor:
         times, gammas = (k.to(logsnr) for k in self.knots())
-        return _within(_interpolate(-logsnr, gammas, times)[1], -logsnr, gammas[0], gammas[-1])
+        _, p = _interpolate(-logsnr, gammas, times)
+        return _within(p, -logsnr, gammas[0], gammas[-1])
 
     def ends(self) -> tuple[float, float]: # gamma(0), gamma(1)
-        low, high = self.knots()[1][[0, -1]]
-        return float(low), float(high)
+        _, gammas = self.knots()
+        return float(gammas[0]), float(gammas[-1])
 
 # %% ../nbs/01_schedules.ipynb #fedec817
 class LinearBeta(_Piecewise):
@@ -434,7 +475,9 @@ class LinearBeta(_Piecewise):
         exact = dict(dtype=torch.float64, device='cpu')
         beta = torch.linspace(beta_min, beta_max, T, **exact)
         log_kept = torch.log1p(-beta).cumsum(0)
-        self.steps = torch.linspace(0, 1, T, **exact), torch.expm1(-log_kept).log()
+        times = torch.linspace(0, 1, T, **exact)
+        gammas = torch.expm1(-log_kept).log()
+        self.steps = times, gammas
 
     def knots(self) -> tuple[Tensor, Tensor]: return self.steps
 
@@ -479,30 +522,37 @@ def window(self: Truncated, like: Tensor, # of the axes, dtype and device of the
            w: Tensor | None = None # latent of the image
           ) -> tuple[Tensor, Tensor, Tensor]: # t_0, 1 - t_1, t_1 - t_0; broadcastable to gamma
     "Where the schedule inside enters and leaves."
-    gamma = self.schedule(like.new_full([1] * like.ndim, 0.5), w)
+    middle = like.new_full([1] * like.ndim, 0.5)
+    gamma = self.schedule(middle, w)
     t_0, rest_0 = self._level(torch.full_like(gamma, self.gamma_min), w)
     t_1, rest_1 = self._level(torch.full_like(gamma, self.gamma_max), w)
-    return t_0, rest_1, torch.where(t_1 < 0.5, t_1 - t_0, rest_0 - rest_1)
+    span = torch.where(t_1 < 0.5, t_1 - t_0, rest_0 - rest_1)
+    return t_0, rest_1, span
 
 # %% ../nbs/01_schedules.ipynb #0d14ff96
 @patch
 def at(self: Truncated, t: Tensor, rest: Tensor, w: Tensor | None = None) -> Tensor: # gamma
     "gamma at times of which the rest is known too; VDM++ eq. 127."
     t_0, rest_1, span = self.window(t, w)
-    return self.schedule.at(t_0 + span * t, rest_1 + span * rest, w)
+    inner = t_0 + span * t
+    inner_rest = rest_1 + span * rest
+    return self.schedule.at(inner, inner_rest, w)
 
 @patch
 def times(self: Truncated, gamma: Tensor, w: Tensor | None = None) -> tuple[Tensor, Tensor]:
     "t and 1 - t where gamma is reached; VDM++ eq. 130."
     t_0, rest_1, span = self.window(gamma, w)
-    t, rest = self._level(gamma, w)
-    return ((t - t_0) / span).clamp(0, 1), ((rest - rest_1) / span).clamp(0, 1)
+    inner, inner_rest = self._level(gamma, w)
+    t = (inner - t_0) / span
+    rest = (inner_rest - rest_1) / span
+    return t.clamp(0, 1), rest.clamp(0, 1)
 
 # %% ../nbs/01_schedules.ipynb #55fa60c4
 @patch
 def density(self: Truncated, logsnr: Tensor, w: Tensor | None = None) -> Tensor: # like logsnr
     "p(lambda), zero outside the range; VDM++ eq. 131."
-    p = self.schedule.density(logsnr, w) / self.window(logsnr, w)[2]
+    _, _, span = self.window(logsnr, w)
+    p = self.schedule.density(logsnr, w) / span
     return _within(p, -logsnr, self.gamma_min, self.gamma_max)
 
 # %% ../nbs/01_schedules.ipynb #dc0e1b2f
@@ -537,9 +587,11 @@ class Adaptive(_Piecewise):
 def knots(self: Adaptive) -> tuple[Tensor, Tensor]:
     a = self.average
     share = (1 - self.floor) * a / a.sum() + self.floor / len(a)
-    times = torch.cat([a.new_zeros(1), share.cumsum(0)[:-1], a.new_ones(1)])
+    between = share.cumsum(0)[:-1]
+    times = torch.cat([a.new_zeros(1), between, a.new_ones(1)])
     ends = self.gamma_min, self.gamma_max
-    return times, torch.linspace(*ends, len(times), dtype=a.dtype, device=a.device)
+    gammas = torch.linspace(*ends, len(times), dtype=a.dtype, device=a.device)
+    return times, gammas
 
 # %% ../nbs/01_schedules.ipynb #7286dbac
 @patch
@@ -550,11 +602,13 @@ def _by_bin(self: Adaptive, gamma: Tensor, loss: Tensor) -> tuple[Tensor, Tensor
     good = level.isfinite() & error.isfinite() & (error >= 0)
     share = (level - self.gamma_min) / (self.gamma_max - self.gamma_min)
     bins = len(self.average)
-    index = (share * bins).where(good, 0.).clamp(0, bins - 1).long()
+    place = (share * bins).where(good, 0.)
+    index = place.clamp(0, bins - 1).long()
     counted = torch.stack([error.where(good, 0.), good.to(error)])
-    total = self.average.new_zeros(2, bins).index_add_(1, index, counted)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(total)
+    total = self.average.new_zeros(2, bins)
+    total.index_add_(1, index, counted)
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if together: torch.distributed.all_reduce(total)
     return total[0], total[1]
 
 # %% ../nbs/01_schedules.ipynb #760618d3
@@ -564,13 +618,16 @@ def observe(self: Adaptive, gamma: Tensor, # noise levels of a training batch, b
             loss: Tensor   # weighted squared errors (B, *event), averaged over dimensions here
            ) -> None:
     "Moving average of the loss in every bin that the batch visits; the same in all processes."
-    error, count = self._by_bin(gamma, loss)
+    total, count = self._by_bin(gamma, loss)
+    visited = count > 0
+    mean = total / count.clamp(min=1)
     limit = 1000 * self.average.clamp(min=self.average.mean())
-    mean = (error / count.clamp(min=1)).minimum(limit)
-    decay = ((1 + self.visits) / (10 + self.visits)).clamp(max=self.decay)
-    average = torch.lerp(self.average, mean, 1 - decay).clamp(1e-30, 1e30)
-    self.average.copy_(average.where(count > 0, self.average))
-    self.visits += count > 0
+    early = (1 + self.visits) / (10 + self.visits)
+    decay = early.clamp(max=self.decay)
+    average = torch.lerp(self.average, mean.minimum(limit), 1 - decay)
+    average = average.clamp(1e-30, 1e30).where(visited, self.average)
+    self.average.copy_(average)
+    self.visits += visited
 
 # %% ../nbs/01_schedules.ipynb #4dc31485
 def choose(what: str, # is chosen, in the words of the message
@@ -597,12 +654,14 @@ def make_schedule(name: str,                 # of an entry of `schedules`
     or out of range, and learn_ends=True for a class whose ends are fixed."""
     family = choose('schedule', name, schedules)
     if learn_ends and not family.learns_ends:
-        shared, own = ([k for k, v in schedules.items() if v.learns_ends and v.per_dimension == kind]
-                       for kind in (False, True))
+        movable = {k: v for k, v in schedules.items() if v.learns_ends}
+        shared = [k for k, v in movable.items() if not v.per_dimension]
+        own = [k for k, v in movable.items() if v.per_dimension]
         raise ValueError(f"schedule={name!r} has fixed ends: set learn_ends=False, or take "
                          f"{' or '.join(shared)}, or per pixel {' or '.join(own)}")
     given = dict(gamma_min=gamma_min, gamma_max=gamma_max, learn_ends=learn_ends, shift=shift)
     if family.per_dimension: given |= dict(event_shape=event_shape, network=network)
     takes = inspect.signature(family).parameters
-    schedule = family(**{k: v for k, v in given.items() if k in takes})
+    taken = {k: v for k, v in given.items() if k in takes}
+    schedule = family(**taken)
     return schedule if 'gamma_min' in takes else Truncated(schedule, gamma_min, gamma_max)

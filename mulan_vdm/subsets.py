@@ -18,7 +18,8 @@ def check_subset(m: int, # items
                  k: int  # in the subset
                 ) -> None:
     "Raises ValueError unless 1 <= k <= m."
-    if not 1 <= k <= m: raise ValueError(f"k={k}: a subset of m={m} items has 1 to {m} of them")
+    if 1 <= k <= m: return
+    raise ValueError(f"k={k}: a subset of m={m} items has 1 to {m} of them")
 
 # %% ../nbs/04_subsets.ipynb #cdff1750
 @torch.no_grad()
@@ -47,8 +48,10 @@ def _product(a: Tensor, # coefficients of n polynomials (n, degree + 1, ...)
     "Coefficients of the products of polynomials, sums along the diagonals of a table."
     rows = b.shape[1]
     width = a.shape[1] + rows - 1
-    table = F.pad(a[:, None] * b[:, :, None], (*[0, 0] * (a.ndim - 2), 0, rows))
-    slanted = table.flatten(1, 2)[:, :rows * width].unflatten(1, (rows, width))
+    table = a[:, None] * b[:, :, None]
+    wider = F.pad(table, (*[0, 0] * (a.ndim - 2), 0, rows)) # columns of zeros on the right
+    flat = wider.flatten(1, 2)[:, :rows * width]
+    slanted = flat.unflatten(1, (rows, width)) # each row one place further right
     return slanted.sum(1)[:, :k + 1]
 
 # %% ../nbs/04_subsets.ipynb #518d5ba0
@@ -60,12 +63,16 @@ def _counts(coin: Tensor, # logits of the coins, theta - c, (..., m)
     levels = m.bit_length()
     spare = coin.new_full((*coin.shape[:-1], 2**levels - m), -math.inf)
     coin = torch.cat([coin, spare], -1).movedim(-1, 0)
-    runs = [torch.stack([torch.sigmoid(-coin), torch.sigmoid(coin)], 1)]
-    for _ in range(levels - 1): runs.append(_product(runs[-1][::2], runs[-1][1::2], k))
-    before = F.pad(torch.ones_like(coin[:1, None]), (*[0, 0] * (coin.ndim - 1), 0, k))
+    run = torch.stack([torch.sigmoid(-coin), torch.sigmoid(coin)], 1)
+    runs = [run]
+    for _ in range(levels - 1):
+        run = _product(run[::2], run[1::2], k)
+        runs.append(run)
+    certain = torch.ones_like(coin[:1, None]) # no heads before the first coin
+    before = F.pad(certain, (*[0, 0] * (coin.ndim - 1), 0, k))
     for run in reversed(runs):
-        right = _product(before, run[::2], k)
-        before = torch.stack([before, right], 1).flatten(0, 1)
+        before_right = _product(before, run[::2], k)
+        before = torch.stack([before, before_right], 1).flatten(0, 1)
     return before[:m + 1].movedim(1, -1)
 
 # %% ../nbs/04_subsets.ipynb #bb4e2fce
@@ -94,16 +101,18 @@ def log_partition(theta: Tensor, # logits (..., m)
     ValueError for k outside 1..m."""
     coins = toss(theta, k)
     c = (theta - coins.logit)[..., 0]
-    return coins.log_hit + k * c - F.logsigmoid(-coins.logit).sum(-1)
+    log_tails = F.logsigmoid(-coins.logit)
+    return coins.log_hit + k * c - log_tails.sum(-1)
 
 # %% ../nbs/04_subsets.ipynb #4d2525d8
 def _coin_log_prob(w: Tensor,   # heads, or their expectation, (..., m)
                    coins: Coins
                   ) -> Tensor:  # nats (...)
     "log q(w), linear in w."
-    heads = w * F.logsigmoid(coins.logit)
-    tails = (1 - w) * F.logsigmoid(-coins.logit)
-    return (heads + tails).sum(-1) - coins.log_hit
+    log_heads = F.logsigmoid(coins.logit)
+    log_tails = F.logsigmoid(-coins.logit)
+    tosses = w * log_heads + (1 - w) * log_tails
+    return tosses.sum(-1) - coins.log_hit
 
 # %% ../nbs/04_subsets.ipynb #2c1d333f
 def subset_log_prob(w: Tensor,     # k-hot (..., m)
@@ -125,10 +134,12 @@ def marginals(theta: Tensor, # logits (..., m)
     """Probability that each item is in the subset, the gradient of `log_partition`. Raises
     ValueError for k outside 1..m."""
     logit, before, after, _ = coins or toss(theta, k)
-    others_one_less = (before[:-1, ..., :-1] * after[1:, ..., 1:]).sum(-1).movedim(0, -1)
-    others = (before[:-1] * after[1:]).sum(-1).movedim(0, -1)
-    chosen = torch.sigmoid(logit) * others_one_less
-    left = torch.sigmoid(-logit) * others
+    earlier = before[:-1]
+    later = after[1:]
+    A = (earlier[..., :-1] * later[..., 1:]).sum(-1) # the others show k - 1 heads
+    B = (earlier * later).sum(-1)                    # the others show k heads
+    chosen = torch.sigmoid(logit) * A.movedim(0, -1)
+    left = torch.sigmoid(-logit) * B.movedim(0, -1)
     return chosen / (chosen + left)
 
 # %% ../nbs/04_subsets.ipynb #5a5ab534
@@ -138,7 +149,8 @@ def subset_entropy(theta: Tensor, # logits (..., m)
                   ) -> Tensor:    # nats (...)
     "Entropy of q(w). Raises ValueError for k outside 1..m."
     coins = coins or toss(theta, k)
-    return -_coin_log_prob(marginals(theta, k, coins), coins)
+    mu = marginals(theta, k, coins)
+    return -_coin_log_prob(mu, coins)
 
 # %% ../nbs/04_subsets.ipynb #6b6e5e47
 def subset_kl(theta: Tensor, # logits (..., m)
@@ -147,7 +159,8 @@ def subset_kl(theta: Tensor, # logits (..., m)
              ) -> Tensor:    # nats (...), in 0..log C(m, k)
     "KL of q(w) to the uniform distribution over k-subsets. Raises ValueError for k outside 1..m."
     subsets = math.comb(theta.shape[-1], k)
-    return math.log(subsets) - subset_entropy(theta, k, coins)
+    entropy = subset_entropy(theta, k, coins)
+    return math.log(subsets) - entropy
 
 # %% ../nbs/04_subsets.ipynb #d43cfcf5
 def _heads(coins: Coins,
@@ -155,9 +168,11 @@ def _heads(coins: Coins,
           ) -> Tensor: # bool (m, ..., k + 1)
     "Is item i in, if j = 0..k are left to choose, @eq-sample?"
     by_item = lambda v: v.movedim(-1, 0)[..., None]
-    fewer = coins.before[:-1]
-    chosen = torch.sigmoid(by_item(coins.logit)) * F.pad(fewer[..., :-1], (1, 0))
-    left = torch.sigmoid(-by_item(coins.logit)) * fewer
+    logit = by_item(coins.logit)
+    at_j = coins.before[:-1]
+    at_j_less_1 = F.pad(at_j[..., :-1], (1, 0))
+    chosen = torch.sigmoid(logit) * at_j_less_1
+    left = torch.sigmoid(-logit) * at_j
     return by_item(u) <= chosen / (chosen + left)
 
 # %% ../nbs/04_subsets.ipynb #6e45b803
@@ -168,10 +183,15 @@ def _left_to_choose(after: Tensor # how many are left after item i, if j = 0..k 
     levels = m.bit_length()
     same = torch.arange(after.shape[-1], device=after.device)
     spare = same.expand(2**levels - m, *after.shape[1:])
-    runs = [torch.cat([after, spare])]
-    for _ in range(levels - 1): runs.append(runs[-1][::2].gather(-1, runs[-1][1::2]))
+    run = torch.cat([after, spare])
+    runs = [run]
+    for _ in range(levels - 1):
+        run = run[::2].gather(-1, run[1::2])
+        runs.append(run)
     j = same[-1:].expand(1, *after.shape[1:-1], 1)
-    for run in reversed(runs): j = torch.stack([run[1::2].gather(-1, j), j], 1).flatten(0, 1)
+    for run in reversed(runs):
+        after_right = run[1::2].gather(-1, j)
+        j = torch.stack([after_right, j], 1).flatten(0, 1)
     return j[:m]
 
 # %% ../nbs/04_subsets.ipynb #4138e264
@@ -185,5 +205,7 @@ def sample_subset(theta: Tensor, # logits (..., m)
     coins = coins or toss(theta, k)
     u = 1 - rows.rand(*theta.shape, dtype=theta.dtype, device=theta.device)
     heads = _heads(coins, u).long()
-    j = _left_to_choose(torch.arange(k + 1, device=theta.device) - heads)
-    return heads.gather(-1, j)[..., 0].movedim(0, -1).to(theta)
+    after = torch.arange(k + 1, device=theta.device) - heads
+    j = _left_to_choose(after)
+    w = heads.gather(-1, j)[..., 0].movedim(0, -1)
+    return w.to(theta)
