@@ -471,7 +471,7 @@ def main(
     only:str='', # rows of the throughput that match this, as preset|variant
     steps:int=0, # of each training at most; 0: 20,000
     compile:bool=False, # compile the objective of the trainings?
-    graphs:bool=False, # and record CUDA graphs?
+    graphs:bool=False, # and record CUDA graphs, where there are any?
     one:str='', # (a training alone: an entry of `recipes` or `cells`; or answers of the CPU)
     seed:int=0, # (of it)
     end:float=0., # (its end, seconds since 1970)
@@ -484,7 +484,7 @@ def main(
     began = time.monotonic()
     folder = Path(out) if out else root/'nbs/reports/gpu' if big else Path(tempfile.mkdtemp())
     left = lambda: budget - (time.monotonic() - began)
-    trained = [seeds if big else 1, steps, images, compile, graphs]
+    trained = [seeds if big else 1, steps, images, compile, graphs and big]
     given = dict(training=trained, claim=[*trained, folder])
     folder.mkdir(parents=True, exist_ok=True)
     if 'parity' in parts: given['parity'] = answering(tempfile.mkdtemp())
