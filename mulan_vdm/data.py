@@ -41,10 +41,14 @@ def _whole(name: str, value: object, low: int, high: int | None = None) -> None:
     raise ValueError(f'{name}={value!r}: choose an integer {allowed}')
 
 # %% ../nbs/12_data.ipynb #83bb426b
+def _holding(x: Tensor, numbers: int) -> int:
+    "How many examples hold about so many numbers, at least one."
+    in_one = max(1, math.prod(x.shape[1:]))
+    return max(1, numbers // in_one)
+
 def _pieces(x: Tensor) -> tuple[Tensor, ...]: # of whole examples
     "Consecutive parts of about 2**24 numbers: a mapped file is never in memory as a whole."
-    numbers = max(1, math.prod(x.shape[1:])) # of an example
-    return x.split(max(1, 2**24 // numbers))
+    return x.split(_holding(x, 2**24))
 
 def _checked_examples(x: Tensor) -> Tensor:
     "x; raises TypeError or ValueError unless it holds examples of finite numbers, one a row."
@@ -94,8 +98,7 @@ class Split(_Examples):
         return super().__new__(cls, x, None if y is None else _checked_labels(y, len(x)))
 
     def __repr__(self) -> str: # without the numbers
-        said = [f'{name}: {_kind_of(v)}' for name, v in zip('xy', self)]
-        return f"Split({', '.join(said)})"
+        return f'Split(x: {_kind_of(self.x)}, y: {_kind_of(self.y)})'
 
     @classmethod
     def _make(cls, fields): return cls(*fields) # what `_replace` calls
@@ -106,8 +109,9 @@ class Split(_Examples):
         "n examples, uniformly at random once and for all; raises ValueError for other numbers."
         if n is None: return self
         _whole('n', n, 1, len(self.x))
-        chosen = np.random.RandomState(seed).permutation(len(self.x))[:n]
-        return self._at(torch.from_numpy(np.sort(chosen)))
+        mixed = np.random.RandomState(seed).permutation(len(self.x))
+        chosen = np.sort(mixed[:n])
+        return self._at(torch.from_numpy(chosen))
 
     def _at(self, rows: Tensor | slice) -> 'Split':
         "The examples of these rows, with their labels."
@@ -138,7 +142,9 @@ def _check_side(name: str, side: Split, vocab: int | list | None, event_shape: t
         for part in _pieces(x): check_columns(f'{name}.x', part, vocab)
         return
     if vocab is None or (x.dtype == torch.uint8 and vocab >= 256): return
-    ends = [end for part in _pieces(x) if part.numel() for end in part.aminmax()]
+    ends = []
+    for part in _pieces(x):
+        if part.numel(): ends += part.aminmax()
     low = int(min(ends, default=0))
     high = int(max(ends, default=0))
     if low < 0 or high >= vocab:
@@ -148,20 +154,24 @@ def _check_side(name: str, side: Split, vocab: int | list | None, event_shape: t
 def _digest(*sides: Split, vocab: int | list | None) -> str: # 12 hexadecimal digits
     "Of levels, shapes, labels and pixels, of a large side those of whole examples evenly spaced."
     digest = hashlib.blake2b(repr(vocab).encode(), digest_size=6)
+    kind = torch.float64
+    if vocab is not None: kind = torch.int64 if most_levels(vocab) > 256 else torch.uint8
     for x, y in sides:
-        digest.update(repr((tuple(x.shape), y is None)).encode())
+        shape = tuple(x.shape)
+        digest.update(repr((shape, y is None)).encode())
         if y is not None: digest.update(y.numpy(force=True).tobytes())
-        most = max(1, 2**28 // max(1, math.prod(x.shape[1:])))
-        chosen = x if len(x) <= most else x[torch.linspace(0, len(x) - 1, most).long()]
-        kind = torch.float64 if vocab is None else torch.int64 if most_levels(vocab) > 256 else torch.uint8
-        for part in _pieces(chosen): digest.update(part.cpu().to(kind).contiguous().numpy().data)
+        most = _holding(x, 2**28)
+        if len(x) > most: x = x[torch.linspace(0, len(x) - 1, most).long()]
+        for part in _pieces(x):
+            numbers = part.cpu().to(kind).contiguous()
+            digest.update(numbers.numpy().data)
     return digest.hexdigest()
 
 # %% ../nbs/12_data.ipynb #79e52ea2
 def _say_levels(x: Tensor # real numbers (N, ...)
                ) -> None:
     "A warning if they are levels in disguise: at most 256 values, each of them many times."
-    some = x[:max(1, 2**16 // max(1, math.prod(x.shape[1:])))]
+    some = x[:_holding(x, 2**16)]
     found = len(some.unique())
     if found > 256 or 8 * found > some.numel(): return
     warnings.warn(f'train.x holds real numbers of only {found} values, which are levels: a density of '
@@ -240,10 +250,15 @@ def _cell_sums(x: np.ndarray, # integers (..., m, n)
               ) -> np.ndarray: # int64 (..., s, n)
     "Sums of x over s equal cells down, in units of 1/s pixel: the A of @eq-area."
     m = x.shape[-2]
-    k, r = np.divmod(np.arange(s + 1) * m, s) # edge i cuts r of s parts off pixel k
-    whole = [x[..., a:b, :].sum(-2, dtype=np.int64) for a, b in zip(k[:-1], k[1:])]
-    cut = r[:, None] * x.take(np.minimum(k, m - 1), axis=-2)
-    return s * np.stack(whole, -2) - cut[..., :-1, :] + cut[..., 1:, :]
+    edges = np.arange(s + 1) * m
+    k, r = np.divmod(edges, s) # edge i cuts r of s parts off pixel k
+    inside = [x[..., a:b, :].sum(-2, dtype=np.int64) for a, b in zip(k, k[1:])]
+    whole = np.stack(inside, -2)
+    pixel = x.take(np.minimum(k, m - 1), axis=-2)
+    cut = r[:, None] * pixel
+    first = cut[..., :-1, :] # belongs to the cell before
+    last = cut[..., 1:, :]
+    return s * whole - first + last
 
 # %% ../nbs/12_data.ipynb #cbb55976
 def area_resize(x: Tensor, # uint8 images (..., m, n)
@@ -252,8 +267,10 @@ def area_resize(x: Tensor, # uint8 images (..., m, n)
     "Area-average images to `size` and round to whole levels, @eq-area."
     s, t = (size, size) if isinstance(size, Integral) else size
     down = _cell_sums(x.numpy(), s)
-    sums = _cell_sums(down.swapaxes(-1, -2), t).swapaxes(-1, -2)
-    return torch.from_numpy(sums / math.prod(x.shape[-2:])).round().byte()
+    across = _cell_sums(down.swapaxes(-1, -2), t)
+    pixels = math.prod(x.shape[-2:])
+    means = across.swapaxes(-1, -2) / pixels
+    return torch.from_numpy(means).round().byte()
 
 # %% ../nbs/12_data.ipynb #4e200244
 def keep_bits(x: Tensor,  # uint8 with 256 levels
@@ -265,7 +282,9 @@ def keep_bits(x: Tensor,  # uint8 with 256 levels
 # %% ../nbs/12_data.ipynb #9fd9fb4a
 def shrink(x: Tensor, size: int | tuple[int, int] | None, bits: int | None) -> Tensor: # like x
     "`area_resize`, then `keep_bits`, unless None; in pieces, for sums take eight times the memory."
-    if size: x = torch.cat([area_resize(piece, size) for piece in _pieces(x)])
+    if size:
+        small = [area_resize(piece, size) for piece in _pieces(x)]
+        x = torch.cat(small)
     return keep_bits(x, bits) if bits else x
 
 # %% ../nbs/12_data.ipynb #8f693d63
@@ -307,9 +326,11 @@ def _find(find: tuple | str | None, path: str | Path | None = None) -> Path | st
     if isinstance(find, tuple):
         subs, marks = find
         places = [root/sub for root in _roots(path) for sub in subs]
-        return next((p for p in places for mark in marks if any(p.glob(mark))), None)
+        marked = (place for place in places for mark in marks if any(place.glob(mark)))
+        return next(marked, None)
     if path is None: return 'what you have, by path=...'
-    return place if (place := Path(path).expanduser()).exists() else None
+    place = Path(path).expanduser()
+    return place if place.exists() else None
 
 # %% ../nbs/12_data.ipynb #c9328e9e
 def _not_found(name: str, source: Source, path: str | Path | None = None) -> FileNotFoundError:
@@ -386,13 +407,14 @@ def _read_idx(raw: bytes) -> Tensor:
     "The uint8 tensor in an idx file: 0, 0, type, number of axes, big-endian sizes, bytes."
     axes = raw[3]
     shape = np.frombuffer(raw, '>i4', axes, offset=4)
-    return torch.tensor(np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(shape))
+    numbers = np.frombuffer(raw, np.uint8, offset=4 + 4 * axes)
+    return torch.tensor(numbers.reshape(shape))
 
 # %% ../nbs/12_data.ipynb #bd675c81
 def _idx_sides(raw: list[bytes], size: int | None, bits: int | None) -> tuple[Split, Split]:
     "Train and test of four unpacked files."
     x, y, x_test, y_test = map(_read_idx, raw)
-    side = lambda x, y: Split(shrink(x[:, None], size, bits), y.long())
+    def side(x, y): return Split(shrink(x[:, None], size, bits), y.long())
     return side(x, y), side(x_test, y_test)
 
 def _by_torchvision(kind: str) -> Callable[[Path], object]: # fetches into a folder
@@ -500,7 +522,8 @@ def _made_once(folder: Path, # made if it is not there
     except OSError as e:
         raise OSError(f"pixels cannot be kept in '{folder}' ({e.strerror}): make it a folder that "
                       'can be written, or choose a smaller size') from None
-    made = folder/f'{stem}-{hashlib.sha256(repr(of).encode()).hexdigest()[:12]}.npy'
+    sum = hashlib.sha256(repr(of).encode()).hexdigest()[:12]
+    made = folder/f'{stem}-{sum}.npy'
     if _is_whole(made, shape): return _map_npy(made)
     free = shutil.disk_usage(folder).free
     if math.prod(shape) > free:
@@ -569,7 +592,8 @@ def _imagenet_labels(kind: str, archives: list[_Archive], side: int) -> Tensor: 
         if data[:1] != labels:
             raise ValueError(f"imagenet{side}: '{file}' holds {labels[0]:,} labels for {data[0]:,} "
                              'images; fetch it again')
-    y = np.concatenate([_imagenet_part(a, 'labels', side) for a in archives]).astype(np.int64)
+    parts = [_imagenet_part(archive, 'labels', side) for archive in archives]
+    y = np.concatenate(parts).astype(np.int64)
     if y.min() < 1 or y.max() > 1000:
         raise ValueError(f'imagenet{side}: labels of {archives[0].file.parent} go from {y.min()} '
                          f'to {y.max()}, not from 1 to 1000; fetch the archives again')
@@ -578,35 +602,44 @@ def _imagenet_labels(kind: str, archives: list[_Archive], side: int) -> Tensor: 
 # %% ../nbs/12_data.ipynb #9e790bd6
 def _imagenet_archives(place: Path, side: int) -> dict[str, list[Path]]:
     "The archives of test and train, in order. Raises FileNotFoundError for absent ones."
-    files = {f.name: f for f in (*place.glob('*.npz'), *place.glob(f'Imagenet{side}_*/*.npz'))}
-    names = dict(test=['val_data.npz'], train=[f'train_data_batch_{i}.npz' for i in range(1, 11)])
-    if absent := [name for name in names['test'] + names['train'] if name not in files]:
+    found = *place.glob('*.npz'), *place.glob(f'Imagenet{side}_*/*.npz')
+    files = {file.name: file for file in found}
+    test = ['val_data.npz']
+    train = [f'train_data_batch_{i}.npz' for i in range(1, 11)]
+    absent = [name for name in test + train if name not in files]
+    if absent:
         raise FileNotFoundError(f"imagenet{side}: {', '.join(absent)} missing in {place}.\n"
                                 f"{sources[f'imagenet{side}'].fetch}.")
-    return {kind: [files[name] for name in named] for kind, named in names.items()}
+    return dict(test=[files[name] for name in test], train=[files[name] for name in train])
 
 # %% ../nbs/12_data.ipynb #ee3b64ba
 def _imagenet_split(kind: str, archives: list[_Archive], out: Path, side: int,
                     size: int | None, bits: int | None) -> Split:
     "One side of the split, mapped from a file in `out` that is made of the archives once."
     y = _imagenet_labels(kind, archives, side)
-    change = (f'-size{size}' if size else '') + (f'-bits{bits}' if bits else '')
+    stem = f'imagenet{side}-{kind}'
+    if size: stem += f'-size{size}'
+    if bits: stem += f'-bits{bits}'
     unpacked = (torch.from_numpy(_imagenet_part(a, 'data', side)) for a in archives)
     images = (shrink(x.view(-1, 3, side, side), size, bits) for x in unpacked)
-    shape = len(y), 3, size or side, size or side
-    return Split(_made_once(out, f'imagenet{side}-{kind}{change}', [a.sums for a in archives],
-                            shape, images), y)
+    pixels = size or side
+    shape = len(y), 3, pixels, pixels
+    sums = [archive.sums for archive in archives]
+    x = _made_once(out, stem, sums, shape, images)
+    return Split(x, y)
 
 # %% ../nbs/12_data.ipynb #d4c15dac
 def _imagenet(place: Path, size: int | None, bits: int | None, side: int):
     "Release, train and test of ImageNet's npz batches, memory-mapped from files made of them once."
     files = _imagenet_archives(place, side)
-    archives = {kind: [_imagenet_archive(f, side) for f in named] for kind, named in files.items()}
+    to_test = [_imagenet_archive(file, side) for file in files['test']]
+    to_train = [_imagenet_archive(file, side) for file in files['train']]
     out = place
     if not os.access(place, os.W_OK):
-        out = _cache()/f'imagenet{side}-{zlib.crc32(str(place.resolve()).encode()):08x}'
-    test = _imagenet_split('test', archives['test'], out, side, size, bits)
-    train = _imagenet_split('train', archives['train'], out, side, size, bits)
+        crc = zlib.crc32(str(place.resolve()).encode())
+        out = _cache()/f'imagenet{side}-{crc:08x}'
+    test = _imagenet_split('test', to_test, out, side, size, bits)
+    train = _imagenet_split('train', to_train, out, side, size, bits)
     return f'ImageNet-{side} downsampled npz (Chrabaszcz et al. 2017, box)', train, test
 
 # %% ../nbs/12_data.ipynb #794f95e5
@@ -674,7 +707,9 @@ def _file_names(place: Path) -> list[str]: # relative to place, with forward sla
         if _is_run({e.name for e in entries}): runs.append(inside or str(place))
         else:
             for e in sorted(entries, key=lambda e: e.name):
-                (ahead if _kind(e) == 'folder' else names).append(f'{inside}/{e.name}'.lstrip('/'))
+                name = f'{inside}/{e.name}'.lstrip('/')
+                if _kind(e) == 'folder': ahead.append(name)
+                else: names.append(name)
     _say_left_out('folder: run folders', sorted(runs))
     return sorted(names)
 
@@ -702,7 +737,8 @@ def _image_names(place: Path) -> list[str]: # relative to place, with forward sl
     "The images below a folder, in order; a warning names the files that are none."
     names = _file_names(place)
     images = [name for name in names if _is_image(place/name)]
-    _say_left_out('folder: files that are no images', sorted(set(names) - set(images)))
+    others = set(names) - set(images)
+    _say_left_out('folder: files that are no images', sorted(others))
     return images
 
 # %% ../nbs/12_data.ipynb #7015c848
@@ -718,7 +754,8 @@ def _role(folder: str) -> str | None: # of a folder's name: train, test or None
 
 def _words(name: str) -> set[str]:
     "The words of a name, in small letters."
-    return set(re.findall('[a-z]+', re.sub('(?<=[a-z])(?=[A-Z])', ' ', name).lower()))
+    parted = re.sub('(?<=[a-z])(?=[A-Z])', ' ', name) # before a capital
+    return set(re.findall('[a-z]+', parted.lower()))
 
 def _hints(name: str) -> set[str]: # of train, test
     "Sides of a split that a name has among its words."
@@ -729,10 +766,11 @@ def _sides(place: Path, names: list[str]) -> dict[str, str]: # top folder: train
     "The two folders of a split, none without; raises ValueError for what only looks like a split."
     tops = sorted({name.split('/')[0] for name in names})
     folders = {name.split('/')[0] for name in names if '/' in name}
-    sides = {top: role for top in tops if top in folders and (role := _role(top))}
+    sides = {top: _role(top) for top in sorted(folders) if _role(top)}
     roles = sorted(sides.values())
     if roles == ['test', 'train'] and len(tops) == 2: return sides
-    if 'test' in roles or len(roles) > 1 or tops == list(sides) != []:
+    nothing_else = sides and list(sides) == tops
+    if 'test' in roles or len(roles) > 1 or nothing_else:
         raise ValueError(f"folder: {place} holds {', '.join(tops[:8])}: keep two sub-folders, one "
                          'called train and one test or val, or rename those that are classes')
     hints = [_hints(top) for top in tops]
@@ -750,21 +788,24 @@ def _sides(place: Path, names: list[str]) -> dict[str, str]: # top folder: train
 # %% ../nbs/12_data.ipynb #4e5bf18f
 def _is_test(name: str, sides: dict[str, str]) -> bool:
     "Is the file of this relative name a test image?"
-    return sides[name.split('/')[0]] == 'test' if sides else _in_test(name)
+    top = name.split('/')[0]
+    return sides[top] == 'test' if sides else _in_test(name)
 
 # %% ../nbs/12_data.ipynb #10e4cbd3
 def _check_classes(place: Path, names: list[str], labels: list[str], sides: dict[str, str]) -> None:
     "Raises ValueError for images without a class beside others, warns of classes to test alone."
     if '' in labels:
-        flat, deep = ({n.split('/')[0] for n, label in zip(names, labels) if bool(label) == has}
-                      for has in (False, True))
+        tops = [name.split('/')[0] for name in names]
+        flat = {top for top, label in zip(tops, labels) if not label}
+        deep = {top for top, label in zip(tops, labels) if label}
         if sides and not flat & deep:
             raise ValueError(f"folder: '{flat.pop()}' in {place} has no classes but the other side "
                              'has; give both the same sub-folders, or none')
         raise ValueError(f"folder: '{names[labels.index('')]}' lies beside labelled sub-folders; "
                          f"put every image of {place} in one, or none")
     learned = {label for name, label in zip(names, labels) if not _is_test(name, sides)}
-    if unseen := sorted(set(labels) - learned):
+    unseen = sorted(set(labels) - learned)
+    if unseen:
         said = f"folder: {', '.join(map(repr, unseen[:8]))} in {place} have no training image"
         if sides: raise ValueError(f'{said}; give train and test the same sub-folders')
         warnings.warn(f'{said}; add images to learn them', stacklevel=2)
@@ -772,8 +813,11 @@ def _check_classes(place: Path, names: list[str], labels: list[str], sides: dict
 # %% ../nbs/12_data.ipynb #ef4ac8cc
 def _labels(place: Path, names: list[str], sides: dict[str, str]) -> Tensor | None: # int64 (N,)
     "The sub-folders as class labels, in alphabetical order; None if there are none."
-    depth = bool(sides)
-    labels = [name.split('/')[depth] if name.count('/') > depth else '' for name in names]
+    depth = 1 if sides else 0
+    labels = []
+    for name in names:
+        folders = name.split('/')[:-1]
+        labels.append(folders[depth] if len(folders) > depth else '')
     if not any(labels): return None
     _check_classes(place, names, labels, sides)
     classes = {label: k for k, label in enumerate(sorted(set(labels)))}
@@ -787,9 +831,14 @@ def _check_image(im: 'Image' # opened, not decoded
     "Raises ValueError for what would not be read whole."
     w, h = im.size
     if w * h > _most_pixels: raise ValueError(f'{w}x{h} are more than {_most_pixels:,} pixels')
-    codes = [arg for tile in im.tile for arg in np.atleast_1d(np.array(tile[3], dtype=object))]
-    deep = any(re.search(';16[BLN]|;32', c) if isinstance(c, str) else False for c in codes)
-    deep |= im.format == 'PPM' and any(isinstance(c, int) and c > 255 for c in codes)
+    codes = []
+    for tile in im.tile:
+        said = np.array(tile[3], dtype=object)
+        codes += list(np.atleast_1d(said))
+    words = [code for code in codes if isinstance(code, str)]
+    numbers = [code for code in codes if isinstance(code, int)]
+    deep = any(re.search(';16[BLN]|;32', word) for word in words)
+    if im.format == 'PPM': deep = deep or max(numbers, default=0) > 255
     if deep or im.mode[0] in 'IF': raise ValueError('it has more than 8 bits a colour')
     if im.format != 'MPO' and getattr(im, 'is_animated', False): # a camera's first is the picture
         raise ValueError('it holds several pictures')
@@ -805,7 +854,8 @@ def _with_image(file: Path | io.BytesIO, use: Callable) -> object: # what `use` 
         if isinstance(file, Path): _check_plain(file)
         with Image.open(file, formats=_formats) as im:
             _check_image(im)
-            with _large if math.prod(im.size) > _most_pixels / 10 else nullcontext(): return use(im)
+            is_large = math.prod(im.size) > _most_pixels / 10
+            with _large if is_large else nullcontext(): return use(im)
     except Exception as e:
         place = str(file) if isinstance(file, Path) else file.name
         said = ' '.join(str(e).split()).replace(f"'{place}'", 'it').replace(repr(file), 'it')
@@ -841,7 +891,8 @@ def read_image(file: Path | io.BytesIO,
                grey: bool = False) -> Tensor: # uint8 (1 or 3, H, W)
     "The image in a file that need not be trusted. Raises ValueError, which names it."
     x = _with_image(file, partial(_upright, grey=grey))
-    if size is None: return x.expand(1 if grey else 3, -1, -1)
+    channels = 1 if grey else 3
+    if size is None: return x.expand(channels, -1, -1)
     height, width = x.shape[-2:]
     h, w = size if isinstance(size, tuple) else (size, size)
     if height < h or width < w:
@@ -849,7 +900,9 @@ def read_image(file: Path | io.BytesIO,
         place = file if isinstance(file, Path) else file.name
         raise ValueError(f"folder: '{place}' is {width}x{height}, smaller than size={size}; "
                          f"choose {remedy} or move it away")
-    return area_resize(_cropped(x, (h, w)), (h, w)).expand(1 if grey else 3, -1, -1)
+    x = _cropped(x, (h, w))
+    x = area_resize(x, (h, w))
+    return x.expand(channels, -1, -1)
 
 # %% ../nbs/12_data.ipynb #094297d5
 _in_memory = 2**30 # bytes of pixels; more are mapped from a file
@@ -885,7 +938,8 @@ def _kept(images: Iterator[Tensor], shape: tuple[int, ...], of: object) -> Tenso
         for k, image in enumerate(images): x[k] = image
         return x
     (place, *_), _, *changes = of
-    stem = f'images-{hashlib.sha256(repr((place, changes)).encode()).hexdigest()[:12]}'
+    sum = hashlib.sha256(repr((place, changes)).encode()).hexdigest()[:12]
+    stem = f'images-{sum}'
     return _made_once(_cache(), stem, of, shape, images)
 
 # %% ../nbs/12_data.ipynb #0d6430eb
@@ -896,14 +950,15 @@ def _decoded(names: list[str],
              grey: bool | None # one channel? None to see how the files are stored
             ) -> Tensor: # uint8 (N, C, H, W), in memory or mapped
     "All images of these names, in this order."
-    mode = lambda name: _with_image(at(name), lambda im: im.mode)
-    read = lambda name: shrink(read_image(at(name), size, grey), None, bits)
+    def mode(name): return _with_image(at(name), lambda im: im.mode)
+    def read(name): return shrink(read_image(at(name), size, grey), None, bits)
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='Image size .* exceeds limit') # ours is another
         modes = set(_in_threads(mode, names, 'opening images'))
         if grey is None: grey = modes <= {'1', 'L', 'LA'}
-        return _kept(_same_shape(_in_threads(read, names, 'reading images'), names),
-                     (len(names), *read(names[0]).shape), (of, names, size, bits, grey))
+        images = _in_threads(read, names, 'reading images')
+        shape = len(names), *read(names[0]).shape
+        return _kept(_same_shape(images, names), shape, (of, names, size, bits, grey))
 
 # %% ../nbs/12_data.ipynb #e13a4908
 def _images_release(kind: str, place: Path, size: int | tuple[int, int] | None, own: bool,
@@ -936,7 +991,8 @@ def _folder(place: Path, size: int | tuple[int, int] | None, bits: int | None,
         raise ValueError(f"folder: {len(names)} images in {place} give {len(names) - n} test "
                          f"images; {remedy if names else _array_hint}")
     y = _labels(place, names, sides)
-    dates = [(s.st_size, s.st_mtime_ns) for s in map(os.stat, map(place.joinpath, names))]
+    files = [os.stat(place/name) for name in names]
+    dates = [(file.st_size, file.st_mtime_ns) for file in files]
     x = _decoded(names, place.joinpath, (str(place.resolve()), dates), size, bits, grey)
     whole = Split(x, y)
     release = _images_release('folder', place, size, bool(sides), x)
@@ -963,7 +1019,8 @@ _unpacked_most = 2**32 # bytes of an array that is not mapped
 def _from_npz(file: Path, key: str) -> np.ndarray:
     "One array of an archive; raises ValueError for objects and for what unpacks to too much."
     with zipfile.ZipFile(file) as z, z.open(f'{key}.npy') as f: shape, kind = _array_header(f)
-    if math.prod(shape) * kind.itemsize > _unpacked_most:
+    size = math.prod(shape) * kind.itemsize
+    if size > _unpacked_most:
         raise ValueError(f'{key} unpacks to more than {_unpacked_most:,} bytes; '
                          'save .npy files, which are mapped')
     with np.load(file) as arrays: return arrays[key]
@@ -1010,7 +1067,8 @@ _axes = 'NL', 'NCL', 'NLC', 'NHW', 'NCHW', 'NHWC', 'NDHW', 'NCDHW', 'NDHWC' # th
 def _told_axes(x: Tensor) -> str: # a letter for each
     "What the axes mean where nobody says it; empty for other numbers of axes."
     if x.ndim == 4 and x.shape[3] <= 4 < x.shape[1]: return 'NHWC'
-    return {2: 'NC', 3: 'NHW', 4: 'NCHW', 5: 'NCDHW'}.get(x.ndim, '')
+    usual = {2: 'NC', 3: 'NHW', 4: 'NCHW', 5: 'NCDHW'}
+    return usual.get(x.ndim, '')
 
 def _channels_first(name: str, x: Tensor, axes: str | None = None) -> Tensor: # (N, C, ...)
     "Examples with channels in front; raises ValueError for axes that x does not have."
@@ -1027,8 +1085,9 @@ def _read_array(name: str, read: Callable) -> Tensor:
     "Numbers of an array; raises ValueError, which names it."
     with _refused(f'arrays: {name!r} is not read', 'save it again'): return _tensor(read())
 
-def _array_images(name: str, read: Callable, vocab: int | list | None, size: int | tuple[int, int] | None,
-                  bits: int | None, axes: str | None = None) -> Tensor: # (N, D) or (N, C, ...)
+def _array_images(name: str, read: Callable, vocab: int | list | None,
+                  size: int | tuple[int, int] | None, bits: int | None,
+                  axes: str | None = None) -> Tensor: # (N, D) or (N, C, ...)
     "Examples, changed as asked for; raises ValueError, which names the array."
     x = _channels_first(name, _read_array(name, read), axes)
     said = f'arrays: {name!r} holds {x.dtype} of shape {tuple(x.shape)}'
@@ -1046,7 +1105,8 @@ def _array_images(name: str, read: Callable, vocab: int | list | None, size: int
     h, w = size if isinstance(size, tuple) else (size, size)
     if x.shape[2] < h or x.shape[3] < w:
         raise ValueError(f'{said}, less than size={size}; choose a smaller one')
-    return shrink(_cropped(x, (h, w)), (h, w), bits)
+    x = _cropped(x, (h, w))
+    return shrink(x, (h, w), bits)
 
 # %% ../nbs/12_data.ipynb #444482bb
 def _array_labels(name: str, read: Callable) -> Tensor: # (N,)
@@ -1062,7 +1122,8 @@ def _by_row(whole: Split) -> tuple[Split, Split]: # train, test
     if whole.x.numel() * whole.x.element_size() > _unpacked_most:
         raise ValueError(f'arrays: more than {_unpacked_most:,} bytes are split by no hash; '
                          'save train.npy and test.npy in a folder')
-    test = torch.tensor([_in_test(str(k)) for k in range(len(whole.x))], dtype=torch.bool)
+    by_hash = [_in_test(str(row)) for row in range(len(whole.x))]
+    test = torch.tensor(by_hash, dtype=torch.bool)
     if not test.any() or test.all():
         raise ValueError(f'arrays: {len(test)} examples give {int(test.sum())} for test; '
                          'add examples, or name two arrays train and test')
@@ -1075,23 +1136,27 @@ def _arrays(place: Path, size: int | tuple[int, int] | None, bits: int | None,
     readers = _array_readers(place)
     meanings = {name: _meaning(name) for name in readers}
     if len(readers) == 1: meanings = dict.fromkeys(readers, ('', False))
-    _say_left_out('arrays: other names', [name for name, what in meanings.items() if what is None])
-    names = {what: name for name, what in meanings.items() if what}
+    others = [name for name, meaning in meanings.items() if meaning is None]
+    _say_left_out('arrays: other names', others)
+    names = {meaning: name for name, meaning in meanings.items() if meaning}
     sides = {side for side, is_labels in names if not is_labels}
-    wanted = len(names) == sum(what is not None for what in meanings.values())
-    if sides not in ({''}, {'train', 'test'}) or not wanted or {side for side, _ in names} != sides:
+    complete = sides in ({''}, {'train', 'test'})
+    once_each = len(names) + len(others) == len(readers)
+    lonely = {side for side, _ in names} - sides # labels without images
+    if lonely or not (complete and once_each):
         found = ', '.join(map(repr, list(readers)[:8])) or 'no array'
         raise ValueError(f'arrays: {place} holds {found}; name them train, test, train_labels and '
                          'test_labels, or x and y')
     def read(side):
-        x = _array_images(names[side, False], readers[names[side, False]], vocab, size, bits,
-                          axes)
+        images = names[side, False]
+        x = _array_images(images, readers[images], vocab, size, bits, axes)
         labels = names.get((side, True))
         return Split(x, None if labels is None else _array_labels(labels, readers[labels]))
     parts = _by_row(read('')) if '' in sides else map(read, ('train', 'test'))
     split = 'a tenth by hash of the row for test' if '' in sides else 'own split'
     read_as = f', axes {axes}' if axes else ''
-    return f'arrays {place.resolve().name!r}{read_as}, {split}{_resized(size)}', *parts
+    release = f'arrays {place.resolve().name!r}{read_as}, {split}{_resized(size)}'
+    return release, *parts
 
 sources['arrays'] = Source(_arrays, find=None, options=('vocab', 'axes'),
                            fetch='a .npy or .npz file or a folder of .npy files')
@@ -1116,7 +1181,8 @@ def _saved_parts(place: Path) -> dict[str, 'Dataset']: # by role, or one as ''
 def _column(part: 'Dataset', kind: str, needed: bool) -> str | None: # name
     "The one column of a kind; raises ValueError for several, and for none that is needed."
     found = [name for name, feature in part.features.items() if type(feature).__name__ == kind]
-    if len(found) == 1 or not (found or needed): return (found or [None])[0]
+    if len(found) == 1: return found[0]
+    if not (found or needed): return None
     raise ValueError(f"huggingface: {len(found)} columns of type {kind} among "
                      f"{', '.join(part.features)}; keep one (remove_columns, cast_column)")
 
@@ -1142,18 +1208,23 @@ def _huggingface(place: Path, size: int | tuple[int, int] | None, bits: int | No
     some = next(iter(parts.values()))
     at = _stored_images(parts, _column(some, 'Image', needed=True))
     label = _column(some, 'ClassLabel', needed=False)
+    own = len(parts) == 2
     rows = [f'{role}/{k}'.lstrip('/') for role, part in parts.items() for k in range(len(part))]
-    test = [row.startswith('test/') if len(parts) == 2 else _in_test(row) for row in rows]
+    test = [row.startswith('test/') if own else _in_test(row) for row in rows]
     n = test.count(False)
     if not 0 < n < len(rows):
         raise ValueError(f'huggingface: {len(rows)} images give {len(rows) - n} test images; '
                          'add images')
     order = np.argsort(test, kind='stable') # first to train, then to test
-    y = label and torch.tensor([k for part in parts.values() for k in part[label]])[order]
+    y = None
+    if label:
+        classes = [k for part in parts.values() for k in part[label]]
+        y = torch.tensor(classes)[order]
+    names = [rows[k] for k in order]
     of = str(place.resolve()), [part._fingerprint for part in parts.values()]
-    x = _decoded([rows[k] for k in order], at, of, size, bits, grey)
+    x = _decoded(names, at, of, size, bits, grey)
     whole = Split(x, y)
-    release = _images_release('huggingface', place, size, len(parts) == 2, x)
+    release = _images_release('huggingface', place, size, own, x)
     return release, whole._at(slice(n)), whole._at(slice(n, None))
 
 sources['huggingface'] = Source(_huggingface, find=None, options=('grey',),
@@ -1165,29 +1236,35 @@ def _two_moons(u: np.ndarray):
     angle = np.pi * u[:, 0]
     cos, sin = np.cos(angle), np.sin(angle)
     y = (u[:, 1] < .5).astype(np.int64)
-    x = np.where(y, [1 - cos, .5 - sin], [cos, sin]).T + .2 * u[:, 2:] - .1
+    moon = np.where(y, [1 - cos, .5 - sin], [cos, sin]).T
+    x = moon + .2 * u[:, 2:] - .1
     return (x - [.5, .25]) / 1.6, y
 
 # %% ../nbs/12_data.ipynb #661af28b
 def _checkerboard(u: np.ndarray):
     "Uniform on the eight dark cells of a 4x4 board: density 1/2, @eq-checkerboard."
-    row, column = np.divmod((8 * u[:, 0]).astype(int), 2)
+    dark = (8 * u[:, 0]).astype(int)
+    row, column = np.divmod(dark, 2)
     cell = np.stack([2 * column + row % 2, row], 1)
-    return (cell + u[:, 1:3]) / 2 - 1, None
+    x = (cell + u[:, 1:3]) / 2 - 1
+    return x, None
 
 # %% ../nbs/12_data.ipynb #29675242
 def _swiss_roll(u: np.ndarray):
     "A spiral of one and a half turns, radius proportional to angle, with uniform noise."
     angle = 1.5 * np.pi * (1 + 2 * u[:, :1])
-    spiral = angle * np.concatenate([np.cos(angle), np.sin(angle)], 1)
-    return (spiral + u[:, 2:] - .5) / (4.5 * np.pi + .5), None
+    direction = np.concatenate([np.cos(angle), np.sin(angle)], 1)
+    spiral = angle * direction
+    x = (spiral + u[:, 2:] - .5) / (4.5 * np.pi + .5)
+    return x, None
 
 # %% ../nbs/12_data.ipynb #878e21de
 _toys = dict(two_moons=_two_moons, checkerboard=_checkerboard, swiss_roll=_swiss_roll)
 
 def _toy(name: str, place: None = None, size: None = None, bits: None = None):
     "Release, 10,000 points for training and 10,000 for testing, float32."
-    x, y = _toys[name](np.random.RandomState(0).random_sample((20_000, 4)))
+    u = np.random.RandomState(0).random_sample((20_000, 4))
+    x, y = _toys[name](u)
     x = torch.tensor(x, dtype=torch.float32).split(10_000)
     y = (None, None) if y is None else torch.tensor(y).split(10_000)
     return f'{name}, 10000 + 10000 points with seed 0', *map(Split, x, y)
@@ -1251,8 +1328,11 @@ def _checked(name: str, bits: int | None, size: object, path: str | Path | None,
 # %% ../nbs/12_data.ipynb #51cdb71b
 def available() -> dict[str, str | None]: # name: place, or None where the files are not found
     "Which data sets this machine has, by file names alone: nothing is loaded."
-    places = {name: _find(source.find) for name, source in sources.items()}
-    return {name: None if place is None else str(place) for name, place in places.items()}
+    found = {}
+    for name, source in sources.items():
+        place = _find(source.find)
+        found[name] = None if place is None else str(place)
+    return found
 
 # %% ../nbs/12_data.ipynb #d658f332
 def load(name: str,               # 'digits', 'fashion_mnist', ...: an entry of `sources`
@@ -1281,7 +1361,8 @@ def load(name: str,               # 'digits', 'fashion_mnist', ...: an entry of 
     try:
         with torch.device('cpu'): release, train, test = source.read(place, size, bits, **options)
     except ValueError as e: # a name may hold line breaks
-        raise ValueError(''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(e))) from e
+        letters = [c if c.isprintable() else repr(c)[1:-1] for c in str(e)]
+        raise ValueError(''.join(letters)) from e
     if size and source.side: release += f', resized {source.side}->{size} by area'
     if bits: release += f', {bits} bits'
     if len(test.x) == 1:
@@ -1290,7 +1371,8 @@ def load(name: str,               # 'digits', 'fashion_mnist', ...: an entry of 
     levels = None if train.x.is_floating_point() else options.get('vocab', source.levels)
     vocab = 2**bits if bits else levels
     at = os.path.abspath(place) if isinstance(place, Path) else None
-    loaded = dict(name=name, **said, **options, **({} if path is None else dict(path=at)))
+    loaded = dict(name=name, **said, **options)
+    if path is not None: loaded['path'] = at
     return Data(name, release, vocab, tuple(train.x.shape[1:]), train, test, at, loaded)
 
 # %% ../nbs/12_data.ipynb #929b51fb
@@ -1303,8 +1385,12 @@ def _permutation(n: int, seed: int, epoch: int) -> np.ndarray: # (n,)
 def batch_indices(n: int, # number of training examples
                   batch_size: int, seed: int, step: int) -> np.ndarray: # (batch_size,)
     "Indices of the global batch at `step`, @eq-batches."
-    epoch, place = np.divmod(step * batch_size + np.arange(batch_size), n)
-    parts = [_permutation(n, seed, int(e))[place[epoch == e]] for e in np.unique(epoch)]
+    drawn = step * batch_size + np.arange(batch_size)
+    epoch, place = np.divmod(drawn, n)
+    parts = []
+    for e in np.unique(epoch):
+        order = _permutation(n, seed, int(e))
+        parts.append(order[place[epoch == e]])
     return np.concatenate(parts)
 
 # %% ../nbs/12_data.ipynb #b5fcf445
@@ -1317,13 +1403,18 @@ def batches(x: Tensor,        # training examples (N, ...), in memory or memory-
             world: int = 1    # number of processes
            ) -> Iterator[tuple[Tensor, Tensor | None]]: # x, y of batch_size/world, without end
     "Shuffled training batches, a function of seed and step. Raises ValueError for wrong sizes."
-    for name, value in (('batch_size', batch_size), ('world', world)): _whole(name, value, 1)
-    for name, value in (('seed', seed), ('step', step)): _whole(name, value, 0)
+    _whole('batch_size', batch_size, 1)
+    _whole('world', world, 1)
+    _whole('seed', seed, 0)
+    _whole('step', step, 0)
     _whole('rank', rank, 0, world - 1)
     if batch_size % world:
         raise ValueError(f'batch_size={batch_size}: choose a multiple of world={world}')
     if not len(x): raise ValueError('x has no examples: pass at least one')
     if y is not None and len(y) != len(x):
         raise ValueError(f'y has {len(y)} labels for {len(x)} examples: pass one for each, or None')
-    steps = (batch_indices(len(x), batch_size, seed, k)[rank::world] for k in count(step))
-    return ((x[i], None if y is None else y[i]) for i in map(torch.from_numpy, steps))
+    def batch(k): # at step k, the rows of this process
+        rows = batch_indices(len(x), batch_size, seed, k)[rank::world]
+        i = torch.from_numpy(rows)
+        return x[i], None if y is None else y[i]
+    return (batch(k) for k in count(step))

@@ -69,7 +69,8 @@ class Evaluation(NamedTuple):
 def report(self: Evaluation) -> dict: # JSON-ready
     """bpd, its standard error (within classes, ignoring them, from noise alone), every term
     as [mean, se], and what else there is; bits/dim."""
-    known = lambda v: list(mean_se(v, self.strata)) if isinstance(v, Tensor) else v
+    def known(v):
+        return list(mean_se(v, self.strata)) if isinstance(v, Tensor) else v
     bpd, se = mean_se(self.bpd, self.strata)
     _, plain = mean_se(self.bpd)
     noise = self.noise_se if math.isfinite(self.noise_se) else None
@@ -94,7 +95,9 @@ def _even_times(n: int, draws: int, generator: torch.Generator,
     "For each of n images `draws` evenly spaced times from a random offset of its own."
     offset = torch.rand(n, generator=generator, dtype=torch.float64, device=generator.device)
     steps = torch.arange(draws, device=generator.device)[:, None] / draws
-    return ((offset + steps) % 1).to(dtype).clamp(max=1 - 2**-24)
+    times = (offset + steps) % 1
+    below_one = 1 - 2**-24 # in float32 too
+    return times.to(dtype).clamp(max=below_one)
 
 # %% ../nbs/16_evaluation.ipynb #226be657
 def _child(generator: torch.Generator,
@@ -234,24 +237,31 @@ def _tail_index(values: Tensor # draws, any shape
                ) -> tuple[float, int]: # k, draws of the tail; nan if there are fewer than five
     "Tail index of the largest draws, eq. (pareto) of this notebook; Zhang and Stephens 2009."
     v = values.flatten().double().sort().values
-    M = int(min(len(v) / 5, 3 * math.sqrt(len(v))))
-    x = v[len(v) - M:] - v[len(v) - M - 1]
+    n = len(v)
+    largest = int(min(n / 5, 3 * math.sqrt(n)))
+    threshold = v[n - largest - 1]
+    x = v[n - largest:] - threshold
     x = x[x > 0]
     M = len(x)
     if M < 5: return math.nan, M
     points = 30 + int(math.sqrt(M))
     rank = torch.arange(points, dtype=torch.float64, device=x.device) + 0.5
-    b = 1 / x[-1] + (1 - (points / rank).sqrt()) / (3 * x[int(M / 4 + 0.5) - 1])
+    quartile = x[int(M / 4 + 0.5) - 1]
+    b = 1 / x[-1] + (1 - (points / rank).sqrt()) / (3 * quartile)
     k = torch.log1p(-b[:, None] * x).mean(1)
-    weight = torch.softmax(M * (torch.log(-b / k) - k - 1), 0)
-    return torch.log1p(-(b * weight).sum() * x).mean().item(), M
+    log_likelihood = M * (torch.log(-b / k) - k - 1)
+    weight = torch.softmax(log_likelihood, 0)
+    b_mean = (b * weight).sum()
+    return torch.log1p(-b_mean * x).mean().item(), M
 
 # %% ../nbs/16_evaluation.ipynb #4959ad0d
 def check_tail(draws: Tensor, # what each costs, any shape
                 remedy: str) -> float | None: # the tail index, if there are draws enough to tell
     "Warns, in one line and once, if a few draws carry the estimate."
     k, M = _tail_index(draws)
-    if k > 0.5 + 1.5 / math.sqrt(max(M, 1)) and processes()[0] == 0:
+    doubtful = k > 0.5 + 1.5 / math.sqrt(max(M, 1))
+    main = processes()[0] == 0
+    if doubtful and main:
         warnings.warn(f"a few draws carry the figure: tail index {k:.2f}, and from 0.5 on no error "
                       f"bar can be trusted, the truth may be far above; {remedy}", stacklevel=4)
     return k if math.isfinite(k) else None
@@ -323,8 +333,9 @@ def evaluate(model: Diffusion, # usually the averaged one
     bits = bits_per_dim(nats[:, 0], model.event_shape)  # (K, 4, N)
     terms = dict(zip(Terms._fields, bits.mean(0)))
     cost = bits.sum(1)
+    noise = cost.std(0) / math.sqrt(draws)
     extra = dict(even=even, tail=check_tail(cost, _more[not even]))
-    return Evaluation(cost.mean(0), terms, cost.std(0) / math.sqrt(draws), draws, strata, extra)
+    return Evaluation(cost.mean(0), terms, noise, draws, strata, extra)
 
 # %% ../nbs/16_evaluation.ipynb #0ac55a2c
 class PixelBits(NamedTuple):
@@ -419,7 +430,8 @@ def _paired_costs(model: Diffusion,
     image = image.to(x.device)
     rows = [_Shared(Rows(noise), image, times.shape[1]) for noise in noises]
     draws = _each_draw(model, x, y, T, times[:, image.cpu()], rows, even)
-    return torch.stack([sum(terms[:4]) for terms in draws]).cpu().double()
+    nats = torch.stack([sum(terms[:4]) for terms in draws])
+    return nats.cpu().double()
 
 # %% ../nbs/16_evaluation.ipynb #8afe298a
 @torch.no_grad()
@@ -446,8 +458,9 @@ def likelihood_ratio(model: Diffusion, # usually the averaged one
     versions = x.repeat(at_once, *[1] * (x.ndim - 1))
     with _evenly(model, even and T is None), evaluating(model):
         costs = _paired_costs(model, versions, labels, image, T, *drawn, even)
-    means = costs.mean(0).reshape(at_once, len(x)) / math.log(2)
-    more = means - means[:, :1]
+    nats = costs.mean(0).reshape(at_once, len(x))
+    bits = nats / math.log(2)
+    more = bits - bits[:, :1]
     return more.mean(0), more.std(0) / math.sqrt(at_once)
 
 # %% ../nbs/16_evaluation.ipynb #ca6b338c
@@ -490,7 +503,8 @@ def _above_best(costs: Tensor,  # (draws, N, C), nan for labels that are out
                 running: Tensor # labels that are not (N, C)
                ) -> tuple[Tensor, Tensor]: # winners (N,), differences to them like costs
     "What every label costs more than the best that is left, draw by draw."
-    best = costs.nanmean(0).where(running, math.inf).argmin(1)
+    means = costs.nanmean(0).where(running, math.inf)
+    best = means.argmin(1)
     place = best[None, :, None].expand(len(costs), -1, 1)
     return best, costs - costs.gather(2, place)
 
@@ -501,7 +515,8 @@ def _losing(more: Tensor, # differences to the winner (draws, N, C), nan for lab
     "Labels whose mean difference exceeds so many of its standard errors."
     n = more.isfinite().sum(0)
     mean = more.nanmean(0)
-    variance = ((more**2).nanmean(0) - mean**2).clamp(min=0) / (n - 1)
+    spread = (more**2).nanmean(0) - mean**2
+    variance = spread.clamp(min=0) / (n - 1)
     return mean > margin * variance.sqrt()
 
 # %% ../nbs/16_evaluation.ipynb #64f177d4
@@ -516,8 +531,10 @@ def _sift(model: Diffusion,
     costs = torch.empty(0, *running.shape, dtype=torch.float64)
     while True:
         asked = running.sum(1)
-        affordable = costs.isfinite().sum((0, 2)) + each * asked <= calls
-        asks = running & ((asked > 1) & affordable)[:, None]
+        used = costs.isfinite().sum((0, 2))
+        affordable = used + each * asked <= calls
+        goes_on = (asked > 1) & affordable
+        asks = running & goes_on[:, None]
         if not asks.any(): break
         image, label = asks.nonzero(as_tuple=True)
         drawn = _numbers(model, len(x), each, 1, generator)
@@ -526,8 +543,10 @@ def _sift(model: Diffusion,
         costs = torch.cat([costs, found])
         best, more = _above_best(costs, running)
         if len(costs) > each: running &= ~_losing(more, margin)
-    nats = more.nanmean(0).clamp(min=1e-9).scatter(1, best[:, None], 0.)
-    return torch.stack([nats, costs.isfinite().sum(0)])
+    nats = more.nanmean(0).clamp(min=1e-9)
+    nats = nats.scatter(1, best[:, None], 0.)
+    draws = costs.isfinite().sum(0)
+    return torch.stack([nats, draws])
 
 # %% ../nbs/16_evaluation.ipynb #806ded0d
 @torch.no_grad()
@@ -569,9 +588,11 @@ def _combined(nats: Tensor, # terms by each latent and each set of times (K, 2, 
     bound = bits(cross_fitted(*costs.unbind(1)))
     noise = torch.full_like(bound, math.nan)
     if samples > 1:
-        without = [cross_fitted(*costs[kept].unbind(1)) for kept in ~torch.eye(samples, device='cpu').bool()]
-        noise = bits(torch.stack(without).std(0, unbiased=False)) * math.sqrt(samples - 1)
-    terms = dict(zip(Terms._fields, bits(nats.mean((0, 1)))))
+        others = ~torch.eye(samples, device='cpu').bool() # of each latent
+        without = torch.stack([cross_fitted(*costs[kept].unbind(1)) for kept in others])
+        noise = bits(without.std(0, unbiased=False)) * math.sqrt(samples - 1)
+    means = nats.mean((0, 1))
+    terms = dict(zip(Terms._fields, bits(means)))
     plain = sum(terms.values())
     extra = dict(plain=plain, samples=samples, **said)
     return Evaluation(bound, {**terms, 'importance': bound - plain}, noise, draws, strata, extra)
@@ -607,10 +628,11 @@ def importance_evaluate(model: Diffusion, # with a latent
     even = _are_even(model, even)
     generator = torch.Generator().manual_seed(seed)
     jobs = []
-    for batch in [b for b in _batches(x, y, batch_size) for _ in range(samples)]:
-        draws_w = _child(generator, model.reference.device)
-        drawn = _numbers(model, len(batch[0]), draws // 2, 2, generator)
-        jobs.append(partial(_costs, model, *batch, T, *drawn, 2, draws_w, even))
+    for batch in _batches(x, y, batch_size):
+        for _ in range(samples):
+            draws_w = _child(generator, model.reference.device)
+            drawn = _numbers(model, len(batch[0]), draws // 2, 2, generator)
+            jobs.append(partial(_costs, model, *batch, T, *drawn, 2, draws_w, even))
     with _evenly(model, even and T is None): nats = _in_order(model, jobs, samples, progress)
     tail = check_tail(nats.sum(2), _more[not even])  # of (K, 2, 4, N)
     return _combined(nats, model.event_shape, draws, strata, even=even, tail=tail)
@@ -644,9 +666,13 @@ def across_seeds(table: Tensor, # of each training (S) and each image (N)
     se_seeds = mean_se(by_seed)[1]
     se_images = mean_se(by_image, strata)[1]
     rest = table - by_seed[:, None] - by_image + table.mean()
-    twice = (rest.square().sum() / ((S - 1) * (N - 1) * S * N)).item()
-    se = math.sqrt(max(se_seeds**2 + se_images**2 - twice, se_seeds**2, se_images**2))
+    degrees = (S - 1) * (N - 1)
+    twice = (rest.square().sum() / (degrees * S * N)).item() # counted in both of them
+    both = se_seeds**2 + se_images**2 - twice
+    se = math.sqrt(max(both, se_seeds**2, se_images**2))
     images = max(se_images**2 - twice, 0.)
-    width = math.hypot(t.ppf(0.975, S - 1) * se_seeds, t.ppf(0.975, N - 1) * math.sqrt(images))
-    ratio = max(width / se, t.ppf(0.975, N - 1)) if se else math.nan
+    t_seeds = t.ppf(0.975, S - 1)
+    t_images = t.ppf(0.975, N - 1)
+    width = math.hypot(t_seeds * se_seeds, t_images * math.sqrt(images))
+    ratio = max(width / se, t_images) if se else math.nan
     return AcrossSeeds(table.mean().item(), se_seeds, se_images, se, float(ratio))

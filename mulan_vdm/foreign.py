@@ -58,9 +58,11 @@ class _Table(_Piecewise):
 
     def step(self, gamma: Tensor) -> Tensor: # like gamma, between 0 and T - 1
         "The step at which a level is reached, a whole number at the table's own; ends beyond them."
-        i = self.inverse(gamma) * (len(self.line[0]) - 1)
+        last = len(self.line[0]) - 1
+        i = self.inverse(gamma) * last
         whole = i.round()
-        return torch.where((i - whole).abs() < 1e-3, whole, i)
+        near = (i - whole).abs() < 1e-3
+        return torch.where(near, whole, i)
 
 # %% ../nbs/21_foreign.ipynb #773ac815
 class _Elsewhere(nn.Module):
@@ -89,10 +91,13 @@ class _Elsewhere(nn.Module):
         level = gamma + self.shift
         noisy = self.scale * z_t / alpha(gamma)
         z = alpha(level) * noisy
+        seen = z if self.scaled else noisy
         told = self.told(level).flatten().expand(len(z_t))
-        answer = self.call(self.net, z if self.scaled else noisy, told, self._labels(y, z_t))
+        labels = self._labels(y, z_t)
+        answer = self.call(self.net, seen, told, labels)
         answer = answer[:, :z_t.shape[1]].to(z_t.dtype)
-        return to_x_eps(answer, z, level, self.prediction)[1]
+        _, eps_hat = to_x_eps(answer, z, level, self.prediction)
+        return eps_hat
 
     def _labels(self, y: Tensor | None, z_t: Tensor) -> Tensor | None:
         "What the network is told of labels; raises ValueError where it needs others."
@@ -136,10 +141,11 @@ def from_network(net: nn.Module,         # net(z, step) or, with classes, net(z,
     ValueError for a table that does not fall and for shapes that the network cannot take."""
     levels = _noise_levels(alphas_cumprod)
     scale = _other_scale(vocab)
-    plain = lambda net, z, step, y: net(z, step) if y is None else net(z, step, y)
-    own = _Table(levels)
-    inside = _Elsewhere(net, call or plain, own.step, scale, prediction, classes, none)
-    return _adopted(inside, _Table(levels - 2 * math.log(scale)), tuple(event_shape), vocab)
+    def plain(net, z, step, y): return net(z, step) if y is None else net(z, step, y)
+    theirs = _Table(levels)
+    inside = _Elsewhere(net, call or plain, theirs.step, scale, prediction, classes, none)
+    ours = _Table(levels - 2 * math.log(scale))
+    return _adopted(inside, ours, tuple(event_shape), vocab)
 
 # %% ../nbs/21_foreign.ipynb #6c195f75
 def from_diffusers(unet: nn.Module,          # UNet2DModel, or what is called alike
@@ -166,7 +172,9 @@ def from_diffusers(unet: nn.Module,          # UNet2DModel, or what is called al
         event_shape = (config.in_channels, *((size, size) if isinstance(size, int) else size))
     classes = getattr(config, 'num_class_embeds', None) or 0
     if none == classes - 1: classes -= 1
-    def call(net, z, step, y): return net(z.to(net.dtype), step, class_labels=y, return_dict=False)[0]
+    def call(net, z, step, y):
+        z = z.to(net.dtype)
+        return net(z, step, class_labels=y, return_dict=False)[0]
     return from_network(unet, scheduler.alphas_cumprod, event_shape, vocab, prediction,
                         classes, none, call)
 
@@ -191,11 +199,12 @@ def from_edm(net: nn.Module,            # net(x + sigma eps, sigma) or, with lab
     classes = getattr(net, 'label_dim', 0) if classes is None else classes
     def call(net, noisy, level, y):
         if y is None: return net(noisy, level)
-        return net(noisy, level, nn.functional.one_hot(y, classes + 1)[:, :-1].to(noisy.dtype))
+        one_hot = nn.functional.one_hot(y, classes + 1)[:, :-1] # zeros where there is no label
+        return net(noisy, level, one_hot.to(noisy.dtype))
+    def deviation(level): return torch.exp(level / 2)
     scale = _other_scale(vocab)
-    deviation = lambda level: torch.exp(level / 2)
-    inside = _Elsewhere(net, call, deviation, scale, 'x', classes, classes if unlabelled else None,
-                        scaled=False)
+    none = classes if unlabelled else None
+    inside = _Elsewhere(net, call, deviation, scale, 'x', classes, none, scaled=False)
     ends = (2 * math.log(s / scale) for s in (sigma_min, sigma_max))
     return _adopted(inside, Linear(*ends), tuple(event_shape), vocab)
 
@@ -214,14 +223,16 @@ def from_adm(net: nn.Module,                # net(z, step) or, with classes, net
     if not ((betas > 0) & (betas < 1)).all():
         raise ValueError(f"betas run from {betas.min():g} to {betas.max():g}: "
                          "they are shares of variance, inside (0, 1)")
-    return from_network(net, (1 - betas.double()).cumprod(0), event_shape, vocab, 'eps', classes, none)
+    alphas_cumprod = (1 - betas.double()).cumprod(0)
+    return from_network(net, alphas_cumprod, event_shape, vocab, 'eps', classes, none)
 
 # %% ../nbs/21_foreign.ipynb #c703f220
 def _started_at(model: Diffusion,
                gamma_0: float # where its noise begins
               ) -> Diffusion:
     "The same network with a straight schedule from gamma_0; raises ValueError unless below its end."
-    line = Linear(gamma_0, model.schedule.ends()[1])
+    _, gamma_1 = model.schedule.ends()
+    line = Linear(gamma_0, gamma_1)
     moved = Diffusion(model.net, line, model.codec, model.event_shape)
     return moved.to(**model.options).eval()
 
@@ -233,7 +244,8 @@ def best_start(model: Diffusion,
               ) -> tuple[Diffusion, dict[float, Evaluation]]: # the best model; what each start costs
     "The start whose bound on these images is least."
     found = {g: evaluate(_started_at(model, g), x, **options) for g in gammas}
-    best = min(found, key=lambda g: float(found[g].bpd.mean()))
+    def bpd(gamma_0: float) -> float: return float(found[gamma_0].bpd.mean())
+    best = min(found, key=bpd)
     return _started_at(model, best), found
 
 # %% ../nbs/21_foreign.ipynb #7b5407f2
@@ -256,8 +268,11 @@ def _flat(tree: Any, path: str = '') -> dict[str, Any]:
     "The ends of a tree by their path, with slashes; arrays in parts are put together."
     if not isinstance(tree, dict): return {path: tree}
     if '__msgpack_chunked_array__' in tree:
-        numbered = lambda name: [tree[name][str(i)] for i in range(len(tree[name]))]
-        return {path: torch.cat(numbered('chunks')).reshape(numbered('shape'))}
+        def numbered(name):
+            parts = tree[name]
+            return [parts[str(i)] for i in range(len(parts))]
+        array = torch.cat(numbered('chunks'))
+        return {path: array.reshape(numbered('shape'))}
     ends = {}
     for name, branch in tree.items():
         ends |= _flat(branch, f'{path}/{name}' if path else str(name))
@@ -309,27 +324,32 @@ def _reordered(weight: Tensor, # of the first convolution, (out, seen, 3, 3)
                channels: int   # of the image
               ) -> Tensor:
     "Inputs in the order of our Fourier features."
+    pixels = weight[:, :channels]
     waves = weight[:, channels:].unflatten(1, (2, channels, -1))
     ours = waves.transpose(2, 3).flatten(1, 3)
-    return torch.cat([weight[:, :channels], ours], 1)
+    return torch.cat([pixels, ours], 1)
 
 def _block(arrays: dict[str, Tensor], path: str, ours: str) -> dict[str, Tensor]:
     "A residual block."
     names = dict(norm1='GroupNorm_0', conv1='conv1', cond='cond_proj', norm2='GroupNorm_1',
                  conv2='conv2', skip='nin_shortcut')
     found = _parts(arrays, path, ours, names)
-    if (skip := f'{ours}.skip.weight') in found: found[skip] = _pixelwise(found[skip])
+    skip = f'{ours}.skip.weight'
+    if skip in found: found[skip] = _pixelwise(found[skip])
     return found
 
 # %% ../nbs/21_foreign.ipynb #39bd9680
 def _attention(arrays: dict[str, Tensor], path: str, ours: str) -> dict[str, Tensor]:
     "An attention block: queries, keys and values are one convolution of ours."
     found = _parts(arrays, path, ours, dict(norm='GroupNorm_0', out='proj_out'))
-    if (out := f'{ours}.out.weight') in found: found[out] = _pixelwise(found[out])
+    out = f'{ours}.out.weight'
+    if out in found: found[out] = _pixelwise(found[out])
     qkv = [_layer(arrays, f'{path}/{name}') for name in 'qkv']
     if not all(qkv): return found
     weight, bias = (torch.cat([layer[k] for layer in qkv]) for k in ('weight', 'bias'))
-    return found | {f'{ours}.qkv.weight': _pixelwise(weight), f'{ours}.qkv.bias': bias}
+    found[f'{ours}.qkv.weight'] = _pixelwise(weight)
+    found[f'{ours}.qkv.bias'] = bias
+    return found
 
 # %% ../nbs/21_foreign.ipynb #e83d584c
 def _count(arrays: dict[str, Tensor], start: str) -> int:
@@ -413,9 +433,11 @@ def _sizes(arrays: dict[str, Tensor]) -> tuple[str, dict[str, Any]]: # system, a
 def _described(arrays: dict[str, Tensor]) -> str:
     "What there is, in a line: the first names and how many follow."
     if not arrays: return 'no arrays'
-    parts = dict.fromkeys('/'.join(path.split('/')[:2]) for path in arrays) # each once, in order
-    shown = ', '.join([*parts][:12])
-    return f'{len(arrays)} arrays: {shown}' + ', ...' * (len(parts) > 12)
+    tops = ['/'.join(path.split('/')[:2]) for path in arrays]
+    parts = [*dict.fromkeys(tops)] # each once, in order
+    shown = ', '.join(parts[:12])
+    more = ', ...' if len(parts) > 12 else ''
+    return f'{len(arrays)} arrays: {shown}{more}'
 
 # %% ../nbs/21_foreign.ipynb #6afc5e07
 def _configured(system: str, sizes: dict[str, Any], preset: str | None,
@@ -429,7 +451,8 @@ def _configured(system: str, sizes: dict[str, Any], preset: str | None,
                          f'{system}: leave it out, or name another')
     side = sources[base['data']['name']].side
     model = dict(base['model'], style='released', event_shape=[3, side, side], vocab=256)
-    model |= sizes | {k: v for k, v in said.items() if v is not None}
+    model |= sizes
+    model |= {name: value for name, value in said.items() if value is not None}
     return dict(preset=name, system=system, data=base['data'], model=model, fit=dict(base['fit']))
 
 # %% ../nbs/21_foreign.ipynb #1d97928a
@@ -479,8 +502,10 @@ def convert(file: str | Path, # checkpoint of VDM's or MuLAN's code, such as ckp
     if prediction: choose('prediction', prediction, predictions)
     arrays = _read_flax(file)
     step = int(arrays.get('step', 0))
-    under = lambda name: {path.removeprefix(f'{name}/'): v.float() for path, v in arrays.items()
-                          if path.startswith(f'{name}/')}
+    def under(name: str) -> dict[str, Tensor]:
+        start = f'{name}/'
+        below = [path for path in arrays if path.startswith(start)]
+        return {path.removeprefix(start): arrays[path].float() for path in below}
     current, average = under('params'), under('ema_params')
     average = average or current or arrays
     said = dict(gamma_min=gamma_min, gamma_max=gamma_max, prediction=prediction, k=k)

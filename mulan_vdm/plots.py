@@ -161,7 +161,8 @@ def _over_time(schedule: Schedule,
     reference = (*schedule.parameters(), *schedule.buffers(), torch.zeros(()))[0]
     t = torch.linspace(0, 1, 201, dtype=torch.float64).to(reference)
     at = t.reshape(-1, *[1] * event_ndim)
-    latents = [None] if w is None else [v.expand(len(t), *w.shape[1:]) for v in w.split(1)]
+    latents = [None]
+    if w is not None: latents = [v.expand(len(t), *w.shape[1:]) for v in w.split(1)]
     pairs = [gamma_and_slope(schedule, at, v) for v in latents]
     side_by_side = lambda found: torch.cat([v.flatten(1) for v in found], 1).cpu()
     gamma, slope = map(side_by_side, zip(*pairs))
@@ -223,7 +224,8 @@ def _show_maps(axes: np.ndarray, # of a figure, any shape
 def _name_times(axes: np.ndarray, # of a figure, (rows, columns)
                 times: Sequence[float]) -> None:
     "Writes the times over the last columns, and takes away all ticks."
-    for ax, t in zip(axes[0, -len(times):], times): ax.set_title(f't = {t:g}', fontsize=8)
+    last = axes[0, -len(times):]
+    for ax, t in zip(last, times): ax.set_title(f't = {t:g}', fontsize=8)
     for ax in axes.flat: ax.axis('off')
 
 # %% ../nbs/22_plots.ipynb #c963cfe0
@@ -361,7 +363,8 @@ _script = '''(() => {
 def _frame(self: Stepped, i: int) -> str:
     "HTML of one figure with its value."
     height, width, _ = _unpng(self.frames[i]).shape
-    stop, label, alt = map(escape, (self.stops[i], self.labels[i], self.alt))
+    said = self.stops[i], self.labels[i], self.alt
+    stop, label, alt = map(escape, said)
     data = base64.b64encode(self.frames[i]).decode()
     return _figure.format(stop=stop, label=label, alt=alt, data=data, width=width, height=height)
 
@@ -412,7 +415,8 @@ def _noised(x: Tensor,     # one image (C, H, W) coded to [-1, 1]
             seed: int = 0  # of the noise, the same for every gamma
            ) -> Tensor:    # (H, W, 3) in [0, 1]
     "z_t as a picture: what lies outside [-1, 1] is cut off."
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(x.shape, generator=generator)
     z = alpha(gamma) * x + sigma(gamma) * noise
     light = (z.clamp(-1, 1) + 1) / 2
     return light.expand(3, -1, -1).permute(1, 2, 0)

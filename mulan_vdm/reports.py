@@ -80,7 +80,9 @@ def _noise_left(model: Diffusion # of integers
     "Noise at the clean end in levels, @eq-noise-in-levels, the mean over pixels and 16 latents."
     w = model.latent.prior(16, _numbered(model))
     gamma = model.gamma(model.reference.new_zeros(16), w)
-    return most_levels(model.codec.vocab) / 2 * (gamma / 2).exp().mean().item()
+    noise_to_signal = (gamma / 2).exp()
+    levels = most_levels(model.codec.vocab)
+    return levels / 2 * noise_to_signal.mean().item()
 
 def noise_warning(model: Diffusion) -> str:
     "A line if more than 0.3 levels of noise are left at the clean end; else empty."
@@ -92,7 +94,8 @@ def noise_warning(model: Diffusion) -> str:
 # %% ../nbs/23_reports.ipynb #9affd11e
 def _remarks(model: Diffusion, bpd: float) -> str:
     "Lines, each with a line break before, that belong under a figure in bits/dim; mostly none."
-    said = [against_guessing(bpd, model.codec.vocab).strip(' ()'), noise_warning(model)]
+    guessing = against_guessing(bpd, model.codec.vocab).strip(' ()')
+    said = [guessing, noise_warning(model)]
     return ''.join(f'\n{line}' for line in said if line)
 
 # %% ../nbs/23_reports.ipynb #01ea7b6e

@@ -76,7 +76,8 @@ class _Average(AveragedModel):
 # %% ../nbs/15_training.ipynb #9c155ac4
 def _left_out(y: Tensor, drop: float, rows: Rows) -> Tensor: # (B,)
     "Labels y, each of them left out, -1, with probability drop."
-    return y.masked_fill(rows.rand(len(y), device=y.device) < drop, -1)
+    dropped = rows.rand(len(y), device=y.device) < drop
+    return y.masked_fill(dropped, -1)
 
 def _mirrored(x: Tensor, rows: Rows) -> Tensor: # (B, C, H, W)
     "Images x, each of them left to right with probability one half."
@@ -88,7 +89,8 @@ _many = 2**30 # bytes of examples; fewer are kept on the device
 
 def _at_hand(v: Tensor | None, device: torch.device) -> Tensor | None: # like v
     "Examples on a device, if they are not too many; others stay where they are."
-    return v if v is None or v.nbytes > _many else v.to(device)
+    stays = v is None or v.nbytes > _many
+    return v if stays else v.to(device)
 
 def _ahead(items: Iterator[Any]) -> Iterator[Any]: # the same
     "A thread fetches the next item while one is in use."
@@ -317,7 +319,8 @@ class Progress(NamedTuple):
 def _blocks(net: nn.Module) -> list[nn.Module]: # each once
     "What a network keeps in its ModuleLists, lists in lists opened."
     lists = [m for m in net.modules() if isinstance(m, nn.ModuleList)]
-    return list(dict.fromkeys(b for m in lists for b in m if not isinstance(b, nn.ModuleList)))
+    held = [block for blocks in lists for block in blocks]
+    return list(dict.fromkeys(b for b in held if not isinstance(b, nn.ModuleList)))
 
 # %% ../nbs/15_training.ipynb #0104bdb4
 def _shard_weights(model: Diffusion, device: torch.device) -> None:
@@ -402,7 +405,8 @@ def _state_like(model: Diffusion, average: _Average) -> dict[str, Tensor]:
     "What `_state_tensors` is like: names, types and shapes, before there is an optimizer."
     named = {f'model.{k}': v for k, v in plain_state(model).items()}
     named |= {f'ema.{k}': v for k, v in plain_state(average).items()}
-    for i, p in enumerate(p for group in _weights(model) for p in group):
+    weights = [p for group in _weights(model) for p in group]
+    for i, p in enumerate(weights):
         moments = dict(step=torch.tensor(0.), exp_avg=p, exp_avg_sq=p)
         named |= {f'optimizer.{i}.{k}': v for k, v in moments.items()}
     scale = *torch.amp.GradScaler('cpu').state_dict(), 'skipped', 'row'
@@ -746,7 +750,8 @@ def opened(self: _Session,
 def _track(self: _Session, settings: dict) -> None:
     "Tells the tracker what is trained; it hears of the end when the folder is closed."
     told = {k: v for k, v in settings.items() if v is not None}
-    own = {_called[self.track]: self.run.path.resolve().name} if self.run and self.track in _called else {}
+    own = {}
+    if self.run and self.track in _called: own[_called[self.track]] = self.run.path.resolve().name
     self.accelerator.init_trackers('mulan_vdm', told, {self.track: own})
     for tracker in self.accelerator.trackers: self.folder.callback(tracker.finish)
 
@@ -823,12 +828,14 @@ def asks(self: _Session) -> tuple[bool, bool]: # end? save?
     "What caller and clock ask of this process; all processes hear of it in the step."
     now = time.monotonic()
     late = self.hours is not None and now - self.began > 3600 * self.hours
-    return self.stop() or late, now - self.saved > 60 * self.save_minutes
+    old = now - self.saved > 60 * self.save_minutes
+    return self.stop() or late, old
 
 @patch
 def saves(self: _Session, step: int, ending: bool, late: bool) -> bool:
     "Is a checkpoint due after a step?"
-    return self.run is not None and (ending or late or step % self.save_every == 0)
+    regular = step % self.save_every == 0
+    return self.run is not None and (ending or late or regular)
 
 @patch
 def judges(self: _Session, step: int) -> bool:
@@ -878,8 +885,10 @@ def _quick_bound(model: Diffusion,
     "The bound on the images, four draws each, with noise that is the same each time."
     rows = Rows(torch.Generator(model.reference.device).manual_seed(0))
     with evaluating(model), _on_even_levels(model, T):
-        nats = [sum(model(part, T=T, rows=rows).vlb for _ in range(4)) / 4
-                for part in x.to(model.reference.device).split(batch_size)]
+        nats = []
+        for part in x.to(model.reference.device).split(batch_size):
+            draws = [model(part, T=T, rows=rows).vlb for _ in range(4)]
+            nats.append(sum(draws) / 4)
     bits = bits_per_dim(torch.cat(nats), model.event_shape)
     error = bits.std().item() / math.sqrt(len(bits)) if len(bits) > 1 else math.nan
     return bits.mean().item(), error
@@ -887,7 +896,8 @@ def _quick_bound(model: Diffusion,
 # %% ../nbs/15_training.ipynb #507e07d3
 def _wants_bars() -> bool:
     "Does somebody watch standard error, in a terminal or a notebook, and not refuse bars?"
-    live = 'notebook' in tqdm.__mro__[1].__module__ or (sys.stderr and sys.stderr.isatty())
+    notebook = 'notebook' in tqdm.__mro__[1].__module__
+    live = notebook or (sys.stderr and sys.stderr.isatty())
     return live and not os.environ.get('TQDM_DISABLE')
 
 class _Watch:
@@ -932,13 +942,16 @@ def note(self: _Watch, now: Progress, ending: bool) -> None:
 @patch
 def due(self: _Watch, now: Progress) -> bool:
     "Is it time for a line, where there is no bar?"
-    return now.step % max(1, self.steps // 10) == 0 or now.seconds - self.told > 60
+    tenth = max(1, self.steps // 10)
+    silent = now.seconds - self.told
+    return now.step % tenth == 0 or silent > 60
 
 @patch
 def estimate(self: _Watch, now: Progress) -> None:
     "Says how long the rest will take."
     each = (now.seconds - self.began) / self.after
-    rest = tqdm.format_interval(each * (self.steps - now.step))
+    left = self.steps - now.step
+    rest = tqdm.format_interval(each * left)
     self.say(f'{each:.3g} s a step on {self.device}: about {rest} to step {self.steps}')
 
 # %% ../nbs/15_training.ipynb #be58da16
@@ -995,7 +1008,9 @@ def _rate(step: int, steps: int, lr: float, warmup: int,
           decay: str # an entry of `_decays`
          ) -> float:
     "Learning rate of a step, from 1 to steps."
-    return lr * min(1, step / max(1, warmup)) * _decays[decay]((step - 1) / steps)
+    risen = min(1, step / max(1, warmup))
+    done = (step - 1) / steps
+    return lr * risen * _decays[decay](done)
 
 # %% ../nbs/15_training.ipynb #4b359772
 class _Training:
