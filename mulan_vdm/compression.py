@@ -91,7 +91,8 @@ def _octave() -> np.ndarray: # (1024,)
 def _power_of_two(thousandths: np.ndarray # whole numbers: 1024 to an octave
                  ) -> np.ndarray:
     "2**(thousandths / 1024), the same digits on every machine."
-    octaves, place = np.divmod(thousandths.astype(np.int64), 1024)
+    q = thousandths.astype(np.int64)
+    octaves, place = np.divmod(q, 1024)
     return np.ldexp(_octave()[place], octaves)
 
 # %% ../nbs/20_compression.ipynb #c8f6db7c
@@ -193,7 +194,8 @@ def pop(self: _Stack, slot: int, mean: np.ndarray, std: np.ndarray,
     r = self._rounded(slot, mean, std, deviations)
     doubled = self.settled.noted(4 * slot + 2)
     symbols = self.draw(*r.family(doubled))
-    return (symbols + r.centre).reshape(mean.shape)
+    k = symbols + r.centre
+    return k.reshape(mean.shape)
 
 # %% ../nbs/20_compression.ipynb #23206bef
 @patch
@@ -252,6 +254,7 @@ class _Chain:
         self.stack = stack
         self.w = w
         self.T = len(times) - 1
+        self.pixel_slot = 2 * self.T + 2 # after those of q and p at every level
         self.shape = (n, *model.event_shape)
         self.chunks = torch.arange(n).split(batch_size or self._fast(n))
         self.gammas = self._levels(times, n if model.schedule.event_shape else 1)
@@ -346,14 +349,16 @@ def value(self: _Chain, i: int, k: np.ndarray) -> Tensor: # z_i, like k
 def _up(self: _Chain, i: int, z: Tensor) -> tuple[int, np.ndarray, np.ndarray, int]:
     "Slot of z_i by q, and its Gaussian given z_{i-1} or the data, in units of its lattice."
     scale, std = self.up(i)
-    mean, std = self._units(i, scale * z, std)
+    mean = scale * z
+    mean, std = self._units(i, mean, std)
     return i, mean, std, _pop_deviations
 
 @patch
 def _down(self: _Chain, i: int, z: Tensor) -> tuple[int, np.ndarray, np.ndarray, int]:
     "Slot of z_i by p, and its Gaussian given z_{i+1}, in units of its lattice."
     x_hat = z if i == self.T else self.estimate(i + 1, z) # z_T needs no estimate
-    mean, std = self._units(i, *self.down(i, z, x_hat))
+    mean, std = self.down(i, z, x_hat)
+    mean, std = self._units(i, mean, std)
     return self.T + 1 + i, mean, std, _push_deviations
 
 # %% ../nbs/20_compression.ipynb #76caef57
@@ -388,7 +393,7 @@ def _choices(self: _Chain,
     "Lowest level (n, *event) of a window of levels near z_0, and their probabilities (n D, width)."
     settled = self.stack.settled
     vocab = self.model.codec.vocab
-    key = 4 * (2 * self.T + 2)
+    key = 4 * self.pixel_slot
     gamma_0 = self.gammas[0]
     y = _numbers((z / alpha(gamma_0) + 1) * (vocab / 2) - 0.5) # z_0 in levels
     noise = _numbers(torch.exp(gamma_0 / 2)) * (vocab / 2)     # its standard deviation
@@ -414,13 +419,13 @@ def push_pixels(self: _Chain, k: np.ndarray, z: Tensor) -> None:
     "Pixels by the codec, given z_0."
     lowest, p = self._choices(z, k)
     place = (k - lowest).ravel()
-    self.stack.push_choice(2 * self.T + 2, place, p)
+    self.stack.push_choice(self.pixel_slot, place, p)
 
 @patch
 def pop_pixels(self: _Chain, z: Tensor) -> np.ndarray: # int64, like z
     "The inverse of `push_pixels`."
     lowest, p = self._choices(z)
-    place = self.stack.pop_choice(2 * self.T + 2, p)
+    place = self.stack.pop_choice(self.pixel_slot, p)
     return place.reshape(lowest.shape) + lowest
 
 # %% ../nbs/20_compression.ipynb #ee6dbc86
@@ -703,10 +708,10 @@ def _table_of(model: Diffusion) -> np.ndarray: # whole numbers 0..255 (48, *even
 
 def _set_table(model: Diffusion, table: np.ndarray) -> None:
     "Gives the model the reverse variance of a table."
-    none = (table == 255).all()
+    learned = (table == 255).all()
     knots = torch.linspace(*model.schedule.ends(), _table_rows, **model.options)
     octaves = torch.from_numpy(2 - table / 16).to(knots)
-    model.reverse = fixed_variance if none else Matched(knots, octaves * math.log(2))
+    model.reverse = fixed_variance if learned else Matched(knots, octaves * math.log(2))
 
 # %% ../nbs/20_compression.ipynb #636cf50a
 def _varints(numbers: Sequence[int]) -> bytes:

@@ -268,7 +268,9 @@ def _flat(tree: Any, path: str = '') -> dict[str, Any]:
     "The ends of a tree by their path, with slashes; arrays in parts are put together."
     if not isinstance(tree, dict): return {path: tree}
     if '__msgpack_chunked_array__' in tree:
-        def numbered(name): return [tree[name][str(i)] for i in range(len(tree[name]))]
+        def numbered(name):
+            parts = tree[name]
+            return [parts[str(i)] for i in range(len(parts))]
         array = torch.cat(numbered('chunks'))
         return {path: array.reshape(numbered('shape'))}
     ends = {}
@@ -501,8 +503,9 @@ def convert(file: str | Path, # checkpoint of VDM's or MuLAN's code, such as ckp
     arrays = _read_flax(file)
     step = int(arrays.get('step', 0))
     def under(name: str) -> dict[str, Tensor]:
-        of_it = {path: v for path, v in arrays.items() if path.startswith(f'{name}/')}
-        return {path.removeprefix(f'{name}/'): v.float() for path, v in of_it.items()}
+        start = f'{name}/'
+        below = [path for path in arrays if path.startswith(start)]
+        return {path.removeprefix(start): arrays[path].float() for path in below}
     current, average = under('params'), under('ema_params')
     average = average or current or arrays
     said = dict(gamma_min=gamma_min, gamma_max=gamma_max, prediction=prediction, k=k)

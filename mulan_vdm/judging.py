@@ -65,8 +65,9 @@ def in_batches(f: Callable[[Tensor], Tensor], # of each image alone
 def standardize(self: Judge, x: Tensor) -> None:
     "Makes the features of these images have mean zero and standard deviation one."
     features = in_batches(self.raw, x)
-    self.mean.copy_(features.mean(0))
-    self.std.copy_(features.std(0).clamp(min=1e-6))
+    mean, std = features.mean(0), features.std(0)
+    self.mean.copy_(mean)
+    self.std.copy_(std.clamp(min=1e-6))
 
 # %% ../nbs/18_judging.ipynb #b85f946d
 def _check_judged(data: Data) -> None:
@@ -147,7 +148,8 @@ def jackknife(score: Callable[[Tensor, Tensor], Tensor], # of two sets
                          f"at least {4 * groups} of each are needed for a score with an error")
     def mixed(a: Tensor) -> Tensor: # images may come sorted by class
         generator = torch.Generator().manual_seed(0)
-        return a[torch.randperm(len(a), generator=generator)]
+        order = torch.randperm(len(a), generator=generator)
+        return a[order]
     def without(a: Tensor, g: int) -> Tensor:
         group = torch.arange(len(a)) % groups
         return a[group != g]

@@ -236,7 +236,8 @@ def importance_bound(nats: Tensor # exact costs of K draws (K, ...)
 def _charged(chosen_by: Tensor, cost: Tensor) -> Tensor: # nats (...)
     "The right side of @eq-gibbs: costs (K, ...), weighed by what other costs like them choose."
     log_a = torch.log_softmax(-chosen_by, 0)
-    charged = log_a.exp() * (cost + log_a)
+    a = log_a.exp()
+    charged = a * (cost + log_a)
     return charged.sum(0) + math.log(len(cost))
 
 # %% ../nbs/05_latents.ipynb #785cacc4

@@ -56,8 +56,8 @@ traces = dict(rademacher=_signs, gaussian=torch.clone, exact=None)
 def _probes(trace: str, n: int, like: Tensor, rows: Rows) -> Tensor | None: # (K, n, *event)
     "Entries of mean zero and variance one for examples like (K, *event); None for the exact trace."
     if trace == 'exact': return None
-    how = dict(dtype=torch.float64, device=like.device)
-    normal = rows.randn(len(like), n, *like.shape[1:], **how)
+    shape = len(like), n, *like.shape[1:]
+    normal = rows.randn(*shape, dtype=torch.float64, device=like.device)
     return traces[trace](normal).to(like)
 
 # %% ../nbs/17_likelihood.ipynb #cdba1449
@@ -226,7 +226,9 @@ def _solver_error(found: Evaluation,
     with contextlib.suppress(FloatingPointError): # the finer solver did not arrive
         if possible: gap = found.bpd[i] - solved(i, finer).bpd
     if gap.isnan().any(): return dict(solver=None, solver_max=None)
-    return dict(solver=gap.mean().item(), solver_max=gap.abs().max().item())
+    average = gap.mean().item()
+    greatest = gap.abs().max().item()
+    return dict(solver=average, solver_max=greatest)
 
 # %% ../nbs/17_likelihood.ipynb #493fcf40
 def _check_solving(device: torch.device, batch_size: int, tolerance: float, **solver) -> None:
@@ -272,7 +274,8 @@ def ode_evaluate(model: Diffusion,      # usually the averaged one
             return _follow(model, x[b], labels, seeds[b].tolist(), draws, trace, probes,
                            dequantization, importance, tolerance=tolerance, **kwargs)
         jobs = [partial(_as_fits, follow, b) for b in i.split(batch_size)]
-        parts = torch.cat(share_out(jobs, title=title), 1)
+        done = share_out(jobs, title=title)
+        parts = torch.cat(done, 1)
         return _in_bits(parts, model.event_shape, importance, strata)
     with evaluating(model):
         all_of_them = torch.arange(len(x), device='cpu')

@@ -227,7 +227,8 @@ def _noise_maps(gamma: Tensor, # broadcastable to z
     "Deviation of gamma from its mean over the event, and sigma, per pixel."
     gamma = gamma.expand_as(z)
     ones = [1] * (z.ndim - 1)
-    mean = gamma.flatten(1).mean(1).reshape(-1, *ones)
+    mean = gamma.flatten(1).mean(1)
+    mean = mean.reshape(-1, *ones)
     deviation = (gamma - mean) / 4
     return torch.cat([deviation, sigma(gamma)], 1)
 
@@ -287,7 +288,8 @@ def forward(self: _ResBlock, h: Tensor, c: Tensor) -> Tensor:
     r = self.conv1(self.resize(r))
     r = F.silu(self.told(r, c))
     r = self.conv2(self.dropout(r))
-    return self.skip(self.resize(h)) + r
+    skip = self.skip(self.resize(h))
+    return skip + r
 
 # %% ../nbs/11_nets.ipynb #5fee7c4c
 class _Attention(nn.Module):

@@ -85,7 +85,8 @@ def describe(data: Data,
              features: Callable[[Tensor], Tensor] # of integer images
             ) -> tuple[Split, Split]: # features and labels, train and test
     "Features of all images of a data set, with their labels."
-    train, test = in_batches(features, data.train.x), in_batches(features, data.test.x)
+    train = in_batches(features, data.train.x)
+    test = in_batches(features, data.test.x)
     return Split(train, data.train.y), Split(test, data.test.y)
 
 # %% ../nbs/19_probing.ipynb #7515f02f
