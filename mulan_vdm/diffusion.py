@@ -337,7 +337,8 @@ def forward(self: Diffusion,
     two_aims = self.variance and self.training and T is None
     interior = _Interior(self.schedule, t, w) if two_aims else None
     gamma_t, rate = interior.gamma_and_rate if interior else self.gamma_and_rate(t, T, w)
-    gamma_0, gamma_1 = self.schedule(torch.zeros_like(t), w), self.schedule(torch.ones_like(t), w)
+    gamma_0 = self.schedule(torch.zeros_like(t), w)
+    gamma_1 = self.schedule(torch.ones_like(t), w)
 
     z_0 = diffuse(x, gamma_0, eps_0)
     reconstruction = -self.codec.log_prob(k, z_0, gamma_0, self._reach())
@@ -421,7 +422,8 @@ def _table_levels(self: Diffusion, levels: int) -> Tensor: # at most (levels,), 
 class _Average:
     "Means of values that count for two neighbouring rows each."
     def __init__(self, rows: int, columns: int):
-        self.total, self.count = torch.zeros(2, rows, columns, dtype=torch.float64)
+        self.total = torch.zeros(rows, columns, dtype=torch.float64)
+        self.count = torch.zeros_like(self.total)
 
     def add(self,
             values: Tensor, # (B, D)
@@ -501,7 +503,8 @@ class Learned(NamedTuple):
         return log_m + log_factor.reshape(z_t.shape)
 
     def _layer(self, i: int, h: Tensor) -> Tensor:
-        convolve = (F.conv1d, F.conv2d, F.conv3d)[h.ndim - 3]
+        sides = h.ndim - 2
+        convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[sides]
         weight, bias = self.weights[i].to(h), self.biases[i].to(h)
         return convolve(h, weight, bias, padding=1)
 
