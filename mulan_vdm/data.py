@@ -659,7 +659,8 @@ sources['imagenet64'] = Source(
 def _in_test(name: str) -> bool:
     "Is the file of this relative name, with forward slashes, a test image? @eq-hash."
     digest = hashlib.sha256(os.fsencode(name)).hexdigest()
-    return int(digest, 16) % 10 == 0
+    number = int(digest, 16)
+    return number % 10 == 0
 
 # %% ../nbs/12_data.ipynb #12c7e331
 def _say_left_out(what: str, names: list[str]) -> None:
@@ -873,8 +874,9 @@ def _upright(im: 'Image', grey: bool) -> Tensor: # uint8 (1 or 3, H, W)
     if im.has_transparency_data:
         im = im.convert('RGBA')
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
-    if grey or im.mode in ('1', 'L'): return torch.from_numpy(np.array(im.convert('L')))[None]
-    return torch.from_numpy(np.array(im.convert('RGB'))).permute(2, 0, 1)
+    grey = grey or im.mode in ('1', 'L')
+    pixels = torch.from_numpy(np.array(im.convert('L' if grey else 'RGB')))
+    return pixels[None] if grey else pixels.permute(2, 0, 1)
 
 # %% ../nbs/12_data.ipynb #ec2bf1a9
 def _cropped(x: Tensor, # (..., H, W)
@@ -1013,7 +1015,8 @@ def _meaning(name: str) -> tuple[str, bool] | None: # train, test or ''; are the
     "What an array is, by its name; None for other names."
     words = _words(name)
     roles = _hints(name)
-    others = {word for word in words if not _role(word)} - _image_words - _label_words
+    unknown = words - _image_words - _label_words
+    others = {word for word in unknown if not _role(word)}
     if others or len(roles) > 1: return None
     return ''.join(roles), bool(words & _label_words)
 
@@ -1387,7 +1390,8 @@ def load(name: str,               # 'digits', 'fashion_mnist', ...: an entry of 
 def _permutation(n: int, seed: int, epoch: int) -> np.ndarray: # (n,)
     "The order of the examples in an epoch."
     mixed = np.random.SeedSequence([seed, epoch])
-    return np.random.default_rng(mixed).permutation(n)
+    generator = np.random.default_rng(mixed)
+    return generator.permutation(n)
 
 def batch_indices(n: int, # number of training examples
                   batch_size: int, seed: int, step: int) -> np.ndarray: # (batch_size,)
