@@ -137,7 +137,9 @@ def fit_mixture(k: Tensor,               # integer pixels (N, *event)
                 smoothing: float = 0.05, # added to every count
                 seed: int = 0            # of the first assignment
                ) -> MixtureOracle:
-    "Mixture of independent pixels fitted by expectation maximization, in double precision."
+    """Mixture of independent pixels fitted by expectation maximization, in double precision. Raises
+    ValueError for no rounds."""
+    if rounds < 1: raise ValueError(f"rounds={rounds}: the tables need at least one")
     one_hot = nn.functional.one_hot(k.flatten(1).long(), vocab).double()  # (N, D, vocab)
     generator = torch.Generator().manual_seed(seed)
     r = torch.rand(len(k), components, generator=generator, dtype=torch.float64).pow(8)

@@ -504,6 +504,8 @@ def inpaint(model: Diffusion,
     """Samples around known pixels. Raises ValueError for a mask of another shape, a step that
     remembers, and what `trajectory` raises."""
     make = choose('fill', fill, fillers)
+    if repeats is not None and repeats < 1:
+        raise ValueError(f"repeats={repeats}: pass a whole number, at least 1")
     known = _known(model, x, mask, n)
     if isinstance(step, str): step = choose('step', step, samplers)
     if isinstance(step, Maker):
