@@ -47,7 +47,8 @@ def _noisy(self: GaussianOracle, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]
 def log_marginal(self: GaussianOracle, z: Tensor, gamma: Tensor) -> Tensor: # nats (B,)
     "log q(z) at noise level gamma, broadcastable to z."
     _, mean, cov = self._noisy(gamma)
-    return MultivariateNormal(mean, cov).log_prob(z)
+    marginal = MultivariateNormal(mean, cov)
+    return marginal.log_prob(z)
 
 # %% ../nbs/08_oracles.ipynb #b207e9a7
 @patch

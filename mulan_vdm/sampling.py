@@ -258,7 +258,8 @@ def _chunked(model: Diffusion, w: Tensor | None, y: Tensor | None, chunks: tuple
     def denoise(z: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
         jobs = [partial(part, i, z, gamma) for i in chunks]
         parts = share_out(jobs, z.device)
-        return torch.cat(parts, 1).unbind()
+        x_hat, eps_hat = torch.cat(parts, 1)
+        return x_hat, eps_hat
     return denoise
 
 # %% ../nbs/10_sampling.ipynb #e2926fd5
