@@ -880,10 +880,14 @@ def _crc_of(sums: Sequence[int]) -> int:
     "CRC-32 of the images' sums."
     return zlib.crc32(np.array(sums, '<u4').tobytes())
 
+def _lowest(sum: int, bits: int) -> list[int]:
+    "The lowest bits of a sum."
+    return [sum >> i & 1 for i in range(bits)]
+
 def _packed_checks(sums: Sequence[int], bits: int) -> bytes:
     "The lowest bits of the images' sums, one after another."
-    lowest = [sum >> i & 1 for sum in sums for i in range(bits)]
-    packed = np.packbits(np.array(lowest, np.uint8))
+    every = [bit for sum in sums for bit in _lowest(sum, bits)]
+    packed = np.packbits(np.array(every, np.uint8))
     return packed.tobytes()
 
 def _dtype(vocab: int) -> np.dtype: return np.dtype(np.uint8 if vocab <= 256 else np.uint16)
@@ -988,9 +992,8 @@ def _check_sums(held: Contents, first: int, images: np.ndarray) -> list[int]: # 
     every = np.unpackbits(np.frombuffer(held.checks, np.uint8))
     sums = [_crc(image) for image in images]
     for i, sum in enumerate(sums, first):
-        lowest = every[i * bits:(i + 1) * bits]
-        if any(sum >> j & 1 != bit for j, bit in enumerate(lowest)):
-            raise _differs(f'image {i} differs')
+        written = every[i * bits:(i + 1) * bits].tolist()
+        if _lowest(sum, bits) != written: raise _differs(f'image {i} differs')
     return sums
 
 # %% ../nbs/20_compression.ipynb #ac4c514a
