@@ -27,6 +27,7 @@ def checked_vocab(vocab: int | Sequence | Tensor # levels; or those of every dim
     "Numbers of levels. Raises TypeError or ValueError unless they are whole and at least two."
     if isinstance(vocab, Real):
         if vocab < 2: raise ValueError(f"vocab={vocab}: a pixel needs at least two levels")
+        if vocab % 1: raise TypeError(f"vocab={vocab}: give a whole number of levels")
         return vocab
     levels = torch.as_tensor(vocab, device='cpu')
     if not levels.numel(): raise ValueError("vocab holds no numbers: give one for each feature")

@@ -199,7 +199,7 @@ def pop(self: _Stack, slot: int, mean: np.ndarray, std: np.ndarray,
 
 # %% ../nbs/20_compression.ipynb #23206bef
 @patch
-def push(self: _Stack, slot: int, k: np.ndarray, mean: np.ndarray, std: np.ndarray,
+def push(self: _Stack, k: np.ndarray, slot: int, mean: np.ndarray, std: np.ndarray,
          deviations: int) -> None:
     "The inverse of `pop`; a writer notes a range that it had to double."
     r = self._rounded(slot, mean, std, deviations)
@@ -219,7 +219,7 @@ def pop_choice(self: _Stack, slot: int, p: np.ndarray) -> np.ndarray: # int64 (n
     return self.draw(*self._choice(slot, p))
 
 @patch
-def push_choice(self: _Stack, slot: int, k: np.ndarray, p: np.ndarray) -> None:
+def push_choice(self: _Stack, k: np.ndarray, slot: int, p: np.ndarray) -> None:
     "The inverse of `pop_choice`."
     self.put(k, *self._choice(slot, p))
 
@@ -346,43 +346,20 @@ def value(self: _Chain, i: int, k: np.ndarray) -> Tensor: # z_i, like k
     return k * self.spacing(i)
 
 @patch
-def _up(self: _Chain, i: int, z: Tensor) -> tuple[int, np.ndarray, np.ndarray, int]:
-    "Slot of z_i by q, and its Gaussian given z_{i-1} or the data, in units of its lattice."
+def q(self: _Chain, i: int, z: Tensor) -> tuple[int, np.ndarray, np.ndarray, int]:
+    "q(z_i|z_{i-1}) or q(z_0|x): its slot, its Gaussian in units of the lattice of z_i, its reach."
     scale, std = self.up(i)
     mean = scale * z
     mean, std = self._units(i, mean, std)
     return i, mean, std, _pop_deviations
 
 @patch
-def _down(self: _Chain, i: int, z: Tensor) -> tuple[int, np.ndarray, np.ndarray, int]:
-    "Slot of z_i by p, and its Gaussian given z_{i+1}, in units of its lattice."
+def p(self: _Chain, i: int, z: Tensor) -> tuple[int, np.ndarray, np.ndarray, int]:
+    "p(z_i|z_{i+1}) or p(z_T), in the same way."
     x_hat = z if i == self.T else self.estimate(i + 1, z) # z_T needs no estimate
     mean, std = self.down(i, z, x_hat)
     mean, std = self._units(i, mean, std)
     return self.T + 1 + i, mean, std, _push_deviations
-
-# %% ../nbs/20_compression.ipynb #76caef57
-@patch
-def pop_up(self: _Chain, i: int, z: Tensor) -> np.ndarray: # integers, like z
-    "z_i by q, given z_{i-1} or the data."
-    return self.stack.pop(*self._up(i, z))
-
-@patch
-def push_up(self: _Chain, i: int, k: np.ndarray, z: Tensor) -> None:
-    "The inverse of `pop_up`."
-    slot, *gaussian = self._up(i, z)
-    self.stack.push(slot, k, *gaussian)
-
-@patch
-def pop_down(self: _Chain, i: int, z: Tensor) -> np.ndarray: # integers, like z
-    "z_i by p, given z_{i+1}."
-    return self.stack.pop(*self._down(i, z))
-
-@patch
-def push_down(self: _Chain, i: int, k: np.ndarray, z: Tensor) -> None:
-    "The inverse of `pop_down`."
-    slot, *gaussian = self._down(i, z)
-    self.stack.push(slot, k, *gaussian)
 
 # %% ../nbs/20_compression.ipynb #f97bdf8b
 @patch
@@ -419,7 +396,7 @@ def push_pixels(self: _Chain, k: np.ndarray, z: Tensor) -> None:
     "Pixels by the codec, given z_0."
     lowest, p = self._choices(z, k)
     place = (k - lowest).ravel()
-    self.stack.push_choice(self.pixel_slot, place, p)
+    self.stack.push_choice(place, self.pixel_slot, p)
 
 @patch
 def pop_pixels(self: _Chain, z: Tensor) -> np.ndarray: # int64, like z
@@ -461,9 +438,8 @@ class _GaussianCode(_NoCode):
         return w / 64
 
     def push(self, w: Tensor, x: Tensor | None) -> None:
-        slot, *gaussian = self._told(x, len(w))
         k = np.rint(64 * _numbers(w)).astype(np.int64)
-        self.stack.push(slot, k, *gaussian)
+        self.stack.push(k, *self._told(x, len(w)))
 
 # %% ../nbs/20_compression.ipynb #0c395743
 class _CategoricalCode(_NoCode):
@@ -480,9 +456,8 @@ class _CategoricalCode(_NoCode):
         return w.to(self.latent.reference)
 
     def push(self, w: Tensor, x: Tensor | None) -> None:
-        slot, p = self._odds(x, len(w))
         k = _numbers(w.argmax(1))
-        self.stack.push_choice(slot, k, p)
+        self.stack.push_choice(k, *self._odds(x, len(w)))
 
 # %% ../nbs/20_compression.ipynb #4822d1c3
 class _KHotCode(_NoCode):
@@ -543,18 +518,18 @@ def _push_images(model: Diffusion, times: Tensor, stack: _Stack,
     stack.stir(0, images.numel() + len(images) * model.latent.size)
     w = latent.pop(x, len(x))
     chain = _Chain(model, times, stack, w, len(x))
-    k_s = chain.pop_up(0, x)
+    k_s = stack.pop(*chain.q(0, x))
     z_s = chain.value(0, k_s)
     pixels = _numbers(images).astype(np.int64)
     chain.push_pixels(pixels, z_s)
     for i in range(1, len(times)):
         stack.stir(i, images.numel())
-        k_t = chain.pop_up(i, z_s)
+        k_t = stack.pop(*chain.q(i, z_s))
         z_t = chain.value(i, k_t)
-        chain.push_down(i - 1, k_s, z_t)
+        stack.push(k_s, *chain.p(i - 1, z_t))
         k_s = k_t
         z_s = z_t
-    chain.push_down(chain.T, k_s, z_s)
+    stack.push(k_s, *chain.p(chain.T, z_s))
     latent.push(w, None)
 
 # %% ../nbs/20_compression.ipynb #65aba910
@@ -566,18 +541,18 @@ def _pop_images(model: Diffusion, times: Tensor, stack: _Stack,
     latent = _latent_codes[type(model.latent)](model.latent, stack, 2 * len(times) + 2)
     w = latent.pop(None, n)
     chain = _Chain(model, times, stack, w, n, batch_size)
-    k_t = chain.pop_down(chain.T, torch.zeros(chain.shape))
+    k_t = stack.pop(*chain.p(chain.T, torch.zeros(chain.shape)))
     for i in reversed(range(1, len(times))):
         z_t = chain.value(i, k_t)
-        k_s = chain.pop_down(i - 1, z_t)
+        k_s = stack.pop(*chain.p(i - 1, z_t))
         z_s = chain.value(i - 1, k_s)
-        chain.push_up(i, k_t, z_s)
+        stack.push(k_t, *chain.q(i, z_s))
         stack.stir(i, k_s.size)
         k_t = k_s
     z_0 = chain.value(0, k_t)
     images = torch.from_numpy(chain.pop_pixels(z_0))
     x = model.codec.encode(images.to(model.reference.device), model.reference.dtype)
-    chain.push_up(0, k_t, x)
+    stack.push(k_t, *chain.q(0, x))
     latent.push(w, x)
     stack.stir(0, images.numel() + n * model.latent.size)
     return images
@@ -880,10 +855,14 @@ def _crc_of(sums: Sequence[int]) -> int:
     "CRC-32 of the images' sums."
     return zlib.crc32(np.array(sums, '<u4').tobytes())
 
+def _lowest(sum: int, bits: int) -> list[int]:
+    "The lowest bits of a sum."
+    return [sum >> i & 1 for i in range(bits)]
+
 def _packed_checks(sums: Sequence[int], bits: int) -> bytes:
     "The lowest bits of the images' sums, one after another."
-    lowest = [sum >> i & 1 for sum in sums for i in range(bits)]
-    packed = np.packbits(np.array(lowest, np.uint8))
+    every = [bit for sum in sums for bit in _lowest(sum, bits)]
+    packed = np.packbits(np.array(every, np.uint8))
     return packed.tobytes()
 
 def _dtype(vocab: int) -> np.dtype: return np.dtype(np.uint8 if vocab <= 256 else np.uint16)
@@ -988,9 +967,8 @@ def _check_sums(held: Contents, first: int, images: np.ndarray) -> list[int]: # 
     every = np.unpackbits(np.frombuffer(held.checks, np.uint8))
     sums = [_crc(image) for image in images]
     for i, sum in enumerate(sums, first):
-        lowest = every[i * bits:(i + 1) * bits]
-        if any(sum >> j & 1 != bit for j, bit in enumerate(lowest)):
-            raise _differs(f'image {i} differs')
+        written = every[i * bits:(i + 1) * bits].tolist()
+        if _lowest(sum, bits) != written: raise _differs(f'image {i} differs')
     return sums
 
 # %% ../nbs/20_compression.ipynb #ac4c514a

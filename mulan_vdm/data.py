@@ -659,7 +659,8 @@ sources['imagenet64'] = Source(
 def _in_test(name: str) -> bool:
     "Is the file of this relative name, with forward slashes, a test image? @eq-hash."
     digest = hashlib.sha256(os.fsencode(name)).hexdigest()
-    return int(digest, 16) % 10 == 0
+    number = int(digest, 16)
+    return number % 10 == 0
 
 # %% ../nbs/12_data.ipynb #12c7e331
 def _say_left_out(what: str, names: list[str]) -> None:
@@ -846,10 +847,13 @@ def _check_image(im: 'Image' # opened, not decoded
 # %% ../nbs/12_data.ipynb #b7342704
 _large = threading.Lock()  # held while one of more than a tenth of that is decoded
 
+def _source_of(file: Path | io.BytesIO) -> str:
+    "The name in `sources` of what reads an image."
+    return 'folder' if isinstance(file, Path) else 'huggingface'
+
 def _with_image(file: Path | io.BytesIO, use: Callable) -> object: # what `use` says of the image
     "Opens an image and looks at it; raises ValueError, which names the file."
     from PIL import Image
-    kind = 'folder' if isinstance(file, Path) else 'huggingface'
     try:
         if isinstance(file, Path): _check_plain(file)
         with Image.open(file, formats=_formats) as im:
@@ -859,7 +863,7 @@ def _with_image(file: Path | io.BytesIO, use: Callable) -> object: # what `use` 
     except Exception as e:
         place = str(file) if isinstance(file, Path) else file.name
         said = ' '.join(str(e).split()).replace(f"'{place}'", 'it').replace(repr(file), 'it')
-        raise ValueError(f"{kind}: '{place}' is not a readable 8-bit image ({said}); "
+        raise ValueError(f"{_source_of(file)}: '{place}' is not a readable 8-bit image ({said}); "
                          "repair it or move it away") from None
 
 # %% ../nbs/12_data.ipynb #616f3016
@@ -870,8 +874,9 @@ def _upright(im: 'Image', grey: bool) -> Tensor: # uint8 (1 or 3, H, W)
     if im.has_transparency_data:
         im = im.convert('RGBA')
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
-    if grey or im.mode in ('1', 'L'): return torch.from_numpy(np.array(im.convert('L')))[None]
-    return torch.from_numpy(np.array(im.convert('RGB'))).permute(2, 0, 1)
+    grey = grey or im.mode in ('1', 'L')
+    pixels = torch.from_numpy(np.array(im.convert('L' if grey else 'RGB')))
+    return pixels[None] if grey else pixels.permute(2, 0, 1)
 
 # %% ../nbs/12_data.ipynb #ec2bf1a9
 def _cropped(x: Tensor, # (..., H, W)
@@ -898,8 +903,8 @@ def read_image(file: Path | io.BytesIO,
     if height < h or width < w:
         remedy = f'size={min(height, width)}' if h == w else 'a smaller size'
         place = file if isinstance(file, Path) else file.name
-        raise ValueError(f"folder: '{place}' is {width}x{height}, smaller than size={size}; "
-                         f"choose {remedy} or move it away")
+        raise ValueError(f"{_source_of(file)}: '{place}' is {width}x{height}, smaller than "
+                         f"size={size}; choose {remedy} or move it away")
     x = _cropped(x, (h, w))
     x = area_resize(x, (h, w))
     return x.expand(channels, -1, -1)
@@ -921,12 +926,12 @@ def _in_threads(f: Callable, items: Sequence, title: str) -> Iterator: # f(item)
     finally: pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/12_data.ipynb #dea1d879
-def _same_shape(images: Iterator[Tensor], names: list[str]) -> Iterator[Tensor]:
+def _same_shape(images: Iterator[Tensor], names: list[str], source: str) -> Iterator[Tensor]:
     "The images; raises ValueError for one that differs in size from the first."
     for name, image in zip(names, images):
         if name == names[0]: shape = image.shape
         if image.shape != shape:
-            raise ValueError(f"folder: size=None, but '{name}' and '{names[0]}' differ in size; "
+            raise ValueError(f"{source}: size=None, but '{name}' and '{names[0]}' differ in size; "
                              "pass size=... to crop and resize")
         yield image
 
@@ -957,8 +962,9 @@ def _decoded(names: list[str],
         modes = set(_in_threads(mode, names, 'opening images'))
         if grey is None: grey = modes <= {'1', 'L', 'LA'}
         images = _in_threads(read, names, 'reading images')
+        images = _same_shape(images, names, _source_of(at(names[0])))
         shape = len(names), *read(names[0]).shape
-        return _kept(_same_shape(images, names), shape, (of, names, size, bits, grey))
+        return _kept(images, shape, (of, names, size, bits, grey))
 
 # %% ../nbs/12_data.ipynb #e13a4908
 def _images_release(kind: str, place: Path, size: int | tuple[int, int] | None, own: bool,
@@ -1009,7 +1015,8 @@ def _meaning(name: str) -> tuple[str, bool] | None: # train, test or ''; are the
     "What an array is, by its name; None for other names."
     words = _words(name)
     roles = _hints(name)
-    others = {word for word in words if not _role(word)} - _image_words - _label_words
+    unknown = words - _image_words - _label_words
+    others = {word for word in unknown if not _role(word)}
     if others or len(roles) > 1: return None
     return ''.join(roles), bool(words & _label_words)
 
@@ -1267,7 +1274,8 @@ def _toy(name: str, place: None = None, size: None = None, bits: None = None):
     x, y = _toys[name](u)
     x = torch.tensor(x, dtype=torch.float32).split(10_000)
     y = (None, None) if y is None else torch.tensor(y).split(10_000)
-    return f'{name}, 10000 + 10000 points with seed 0', *map(Split, x, y)
+    train, test = map(Split, x, y)
+    return f'{name}, 10000 + 10000 points with seed 0', train, test
 
 sources.update((name, Source(partial(_toy, name), levels=None)) for name in _toys)
 
@@ -1349,8 +1357,9 @@ def load(name: str,               # 'digits', 'fashion_mnist', ...: an entry of 
          download: bool = False # get files that are not found, where torchvision can?
         ) -> Data:
     "Images with a named release and a fixed split; raises FileNotFoundError for files not found."
-    options = {k: v for k, v in dict(grey=grey, vocab=vocab, axes=axes).items() if v is not None}
-    said = {k: v for k, v in dict(bits=bits, size=size).items() if v is not None}
+    def given(**arguments): return {k: v for k, v in arguments.items() if v is not None}
+    options = given(grey=grey, vocab=vocab, axes=axes)
+    said = given(bits=bits, size=size)
     source = _checked(name, bits, size, path, options)
     size = _checked_size(name, size, source.side)
     place = _find(source.find, path)
@@ -1373,14 +1382,16 @@ def load(name: str,               # 'digits', 'fashion_mnist', ...: an entry of 
     at = os.path.abspath(place) if isinstance(place, Path) else None
     loaded = dict(name=name, **said, **options)
     if path is not None: loaded['path'] = at
-    return Data(name, release, vocab, tuple(train.x.shape[1:]), train, test, at, loaded)
+    event_shape = tuple(train.x.shape[1:])
+    return Data(name, release, vocab, event_shape, train, test, at, loaded)
 
 # %% ../nbs/12_data.ipynb #929b51fb
 @lru_cache(maxsize=2)
 def _permutation(n: int, seed: int, epoch: int) -> np.ndarray: # (n,)
     "The order of the examples in an epoch."
     mixed = np.random.SeedSequence([seed, epoch])
-    return np.random.default_rng(mixed).permutation(n)
+    generator = np.random.default_rng(mixed)
+    return generator.permutation(n)
 
 def batch_indices(n: int, # number of training examples
                   batch_size: int, seed: int, step: int) -> np.ndarray: # (batch_size,)

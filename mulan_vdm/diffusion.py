@@ -254,7 +254,7 @@ def _times(self: Diffusion, n: int, rows: Rows, t: Tensor | None = None
 def _charges(self: Diffusion, error: Tensor, answer: Tensor, z_t: Tensor, gamma_t: Tensor,
              rate: Tensor, T: int | Tensor) -> Tensor: # like error
     "What steps charge in place of squared errors (B, *event), by the model's reverse variance."
-    steps = T if isinstance(T, int) else len(T) - 1
+    steps = len(T) - 1 if isinstance(T, Tensor) else T
     x_hat, _ = to_x_eps(answer, z_t, gamma_t, self.prediction)
     reckoned = self.reverse(gamma_t, z_t, x_hat)
     return _charged(error, reckoned, rate / steps)
@@ -462,8 +462,11 @@ def matched(self: Diffusion,
             rows: Rows = Rows()      # of noise and latents
            ) -> Matched:
     """The reverse variance that suits the network's errors best, @eq-matched. Raises ValueError for
-    other shapes or pixels, and a schedule that does not end."""
+    other shapes or pixels, a table too small, and a schedule that does not end."""
     self.check(x)
+    if levels < 2 or images < 1:
+        raise ValueError(f"levels={levels} and images={images}: a table has at least two levels, "
+                         "each measured on at least one image")
     knots = self._table_levels(levels)
     shape = self.event_shape if per_pixel else [1] * len(self.event_shape)
     table = _Average(len(knots), math.prod(shape))

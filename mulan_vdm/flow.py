@@ -32,7 +32,8 @@ def _along(model: Diffusion, gamma: Tensor, rate: Tensor, w: Tensor | None, y: T
     "The flow at a noise level that rises at a rate."
     def along(z: Tensor) -> Tensor:
         _, eps_hat = model.denoise_at(z, gamma, w, y)
-        return rate * drift(z, eps_hat, gamma)
+        dz_dgamma = drift(z, eps_hat, gamma)
+        return rate * dz_dgamma
     return along
 
 def velocity(model: Diffusion,
@@ -119,9 +120,10 @@ def solve(f: Callable[[Tensor, Tensor], Tensor], # t (B,), state (B, S) -> its d
     method = torchode.AutoDiffAdjoint(torchode.Tsit5(), control.to(state), max_steps=max_steps)
     start, end = (torch.full_like(state[:, 0], t) for t in span)
     problem = torchode.InitialValueProblem(state, start, end, None)
+    term = torchode.ODETerm(f, with_stats=False)
     # half precision would be a rough right-hand side, and no step small enough
     with torch.autocast(state.device.type, enabled=False):
-        solution = method.solve(problem, torchode.ODETerm(f, with_stats=False))
+        solution = method.solve(problem, term)
     nfe = 2 + 6 * solution.stats['n_steps']
     _check_arrival(solution.status, nfe, tolerance, max_steps)
     return solution.ys[:, 0], nfe

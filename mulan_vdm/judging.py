@@ -126,7 +126,8 @@ def kernel(real: Tensor, # features (N, d)
            drawn: Tensor # features (M, d)
           ) -> Tensor:
     "Unbiased kernel distance of two sets of features, @eq-kid."
-    def k(a: Tensor, b: Tensor) -> Tensor: return (a.double() @ b.double().T / a.shape[1] + 1)**3
+    d = real.shape[1]
+    def k(a: Tensor, b: Tensor) -> Tensor: return (a.double() @ b.double().T / d + 1)**3
     def within(a: Tensor) -> Tensor: # the mean over pairs of two images
         gram = k(a, a)
         total = gram.sum() - gram.diagonal().sum()

@@ -47,7 +47,8 @@ def _noisy(self: GaussianOracle, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]
 def log_marginal(self: GaussianOracle, z: Tensor, gamma: Tensor) -> Tensor: # nats (B,)
     "log q(z) at noise level gamma, broadcastable to z."
     _, mean, cov = self._noisy(gamma)
-    return MultivariateNormal(mean, cov).log_prob(z)
+    marginal = MultivariateNormal(mean, cov)
+    return marginal.log_prob(z)
 
 # %% ../nbs/08_oracles.ipynb #b207e9a7
 @patch
@@ -137,7 +138,9 @@ def fit_mixture(k: Tensor,               # integer pixels (N, *event)
                 smoothing: float = 0.05, # added to every count
                 seed: int = 0            # of the first assignment
                ) -> MixtureOracle:
-    "Mixture of independent pixels fitted by expectation maximization, in double precision."
+    """Mixture of independent pixels fitted by expectation maximization, in double precision. Raises
+    ValueError for no rounds."""
+    if rounds < 1: raise ValueError(f"rounds={rounds}: the tables need at least one")
     one_hot = nn.functional.one_hot(k.flatten(1).long(), vocab).double()  # (N, D, vocab)
     generator = torch.Generator().manual_seed(seed)
     r = torch.rand(len(k), components, generator=generator, dtype=torch.float64).pow(8)

@@ -118,7 +118,8 @@ def principal(x: Tensor, # (N, D)
         raise ValueError(f"d={d}: {len(x)} vectors of {x.shape[1]} numbers have 1 to "
                          f"{min(x.shape)} principal directions")
     center = x.mean(0)
-    _, singular, v = torch.linalg.svd(x - center, full_matrices=False)
+    deviation = x - center
+    _, singular, v = torch.linalg.svd(deviation, full_matrices=False)
     directions = v[:d]
     largest = directions.abs().argmax(1, keepdim=True)
     sign = directions.gather(1, largest).sign()
@@ -141,7 +142,8 @@ def information(mean: Tensor, # of q(w|x), Gaussian, for each image (N, d)
     offset = (mean * pull).sum(1)
     def log_q(w: Tensor) -> Tensor: # log q(w|x_m) without constants (n, N)
         squares = w.square() @ precision.T + offset
-        return w @ pull.T - squares / 2 - volume
+        product = w @ pull.T
+        return product - squares / 2 - volume
     sums = [log_q(part).logsumexp(1) for part in w.split(1000)]
     mixture = torch.cat(sums) - math.log(len(w))
     own = -0.5 * ((w - mean) / std).square().sum(1) - volume # likewise without constants

@@ -258,7 +258,8 @@ def _chunked(model: Diffusion, w: Tensor | None, y: Tensor | None, chunks: tuple
     def denoise(z: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
         jobs = [partial(part, i, z, gamma) for i in chunks]
         parts = share_out(jobs, z.device)
-        return torch.cat(parts, 1).unbind()
+        x_hat, eps_hat = torch.cat(parts, 1)
+        return x_hat, eps_hat
     return denoise
 
 # %% ../nbs/10_sampling.ipynb #e2926fd5
@@ -504,6 +505,8 @@ def inpaint(model: Diffusion,
     """Samples around known pixels. Raises ValueError for a mask of another shape, a step that
     remembers, and what `trajectory` raises."""
     make = choose('fill', fill, fillers)
+    if repeats is not None and repeats < 1:
+        raise ValueError(f"repeats={repeats}: pass a whole number, at least 1")
     known = _known(model, x, mask, n)
     if isinstance(step, str): step = choose('step', step, samplers)
     if isinstance(step, Maker):

@@ -1018,6 +1018,12 @@ def test_huggingface(tmp_path):
         content.save_to_disk(tmp_path/name)
         m = message(ValueError, load, 'huggingface', path=tmp_path/name)
         assert words in m and '\n' not in m
+    m = message(ValueError, load, 'huggingface', path=tmp_path/'one', size=9)
+    assert m.startswith("huggingface: '0' is 6x4, smaller than size=9")
+    wide = [Image.new('RGB', (9, 4))]
+    made(20, image=wide + [Image.new('RGB', (6, 4))] * 19).save_to_disk(tmp_path/'wide')
+    m = message(ValueError, load, 'huggingface', path=tmp_path/'wide')
+    assert m.startswith('huggingface: size=None, but ')
     (tmp_path/'no').mkdir()
     m = message(ValueError, load, 'huggingface', path=tmp_path/'no')
     assert 'save_to_disk' in m and '\n' not in m
