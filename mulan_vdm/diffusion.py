@@ -544,6 +544,8 @@ def learned(self: Diffusion,
            ) -> Learned:
     """The reverse variance that suits this z_t best, @eq-learned. Raises ValueError for other shapes
     or pixels, and a schedule that does not end."""
+    if min(T, batch_size) < 1:
+        raise ValueError(f'T={T}, batch_size={batch_size}: pass at least 1 of each')
     if measured is None: measured = self.matched(x, rows=rows)
     found = self._unlearned(measured, rows)
     parameters = [p.requires_grad_() for p in (*found.weights, *found.biases)]

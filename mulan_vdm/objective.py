@@ -228,4 +228,7 @@ def make_weighting(name: str,               # of an entry of `weightings`
     logsnr = torch.linspace(-gamma_max, -gamma_min, 10_001, dtype=torch.float64, device='cpu')
     w = shifted(weighting, shift)(logsnr)
     top = w.max().item()
+    if not 0 < top < math.inf:
+        raise ValueError(f"weighting='{name}' with k={k} and shift={shift}: its largest value is {top}; "
+                         'pass finite numbers')
     return _Rescaled(weighting, shift, top)
