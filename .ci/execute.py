@@ -51,9 +51,12 @@ def execute(path, off, store):
     """Run the notebook at `path` except cells under the flags `off`, and `store` its outputs; return
     seconds and an error message, empty if all went well. A check goes on after a failed assertion."""
     os.chdir(path.parent)
-    name, start, failures = path.relative_to(root), time.perf_counter(), []
+    name = path.relative_to(root)
+    start = time.perf_counter()
+    failures = []
     if NBProcessor(path, FrontmatterProc, process=True).nb.frontmatter_.get('skip_exec'): return 0., ''
-    nb, shell = read_nb(path), CaptureShell(path, mpl_format='png')
+    nb = read_nb(path)
+    shell = CaptureShell(path, mpl_format='png')
     shell.ast_transformers.append(ShowValues())
     # matplotlib was imported before the folder changed: its `matplotlibrc` is read now
     shell.run('import matplotlib; matplotlib.rc_file(matplotlib.matplotlib_fname())')

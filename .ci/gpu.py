@@ -116,7 +116,8 @@ def answering(folder):
 
 def parity(seconds, process, path):
     "Largest relative differences between the devices, and between losses in bf16 and in float32."
-    end, rows = time.monotonic() + seconds, []
+    end = time.monotonic() + seconds
+    rows = []
     there = {name: answers(name, device) for name in tried}
     again = resumed()
     process.wait(max(0, end - time.monotonic()))
@@ -149,7 +150,8 @@ def resumed():
 
 def precision(seconds):
     "Evaluations of the flow and its log-density with exact products and with TF32, by tolerance."
-    end, rows = time.monotonic() + min(seconds, 25), []
+    end = time.monotonic() + min(seconds, 25)
+    rows = []
     torch.manual_seed(0)
     data = load('digits')
     model = preset('vdm-digits', data)
@@ -214,7 +216,8 @@ def operations(function):
 
 def timed(steps, turns):
     "Seconds of functions by name, in turns, and the most memory that each held (GiB); two turns go before."
-    took, held = {name: [] for name in steps}, {}
+    took = {name: [] for name in steps}
+    held = {}
     for turn in range(-2, turns):
         for name, step in steps.items():
             if accelerator: torch.cuda.reset_peak_memory_stats()
@@ -237,7 +240,8 @@ def prepared(name, variant):
     torch.manual_seed(0)
     data = random_data(shape, 256, n, classes=1000)
     model = preset(name, data, **changes).train()
-    x, y = data.train.x, data.train.y if getattr(model.net, 'classes', 0) else None
+    x = data.train.x
+    y = data.train.y if getattr(model.net, 'classes', 0) else None
     w = model.latent.prior(n) if model.latent.size else None
     gamma = torch.zeros(n, *[1] * len(shape))
     z = torch.randn(n, *shape)
@@ -318,7 +322,8 @@ def told(process, word, end):
 
 def throughput(seconds, workers, only):
     "Objective and bare network of the big presets, in every variant that fits the time and the card."
-    end, rows = time.monotonic() + seconds, []
+    end = time.monotonic() + seconds
+    rows = []
     plain = lambda name, variant: 'fashion' not in name or variant in ('float32', 'bf16')
     eager = [row for row in product(sizes, variants)
              if 'compiled' not in row[1] and plain(*row) and re.search(only, '|'.join(row))]
@@ -346,7 +351,8 @@ def package(seconds):
     kinds['theirs'] = lambda c: Unet(c, learned_sinusoidal_cond=True)
     def flops(name, width): # counted, not computed
         with torch.device('meta'):
-            net, x = kinds[name](width), torch.empty(1, *shape)
+            net = kinds[name](width)
+            x = torch.empty(1, *shape)
             gamma = torch.zeros(1) if name == 'theirs' else torch.zeros(1, 1, 1, 1)
             return operations(lambda: net(x, gamma).sum().backward())
     goal = flops('theirs', wide)

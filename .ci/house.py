@@ -35,7 +35,8 @@ def shape(node):
 
 def fair(assign):
     "Is a tuple assignment an unpacking, a parallel update, or one expression over several arguments?"
-    target, value = assign.targets[0], assign.value
+    target = assign.targets[0]
+    value = assign.value
     if not (isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)): return True
     said = {ast.unparse(t) for t in target.elts}
     places = ast.Name, ast.Attribute, ast.Subscript

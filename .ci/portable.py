@@ -44,7 +44,8 @@ def environment(python, versions):
     found = shutil.which(python)
     if not found or subprocess.run([found, '-c', ''], capture_output=True).returncode: return None
     folder = place/f'{python}-{versions}'
-    done, inside = folder/'installed', str(folder/'bin/python')
+    done = folder/'installed'
+    inside = str(folder/'bin/python')
     if done.exists() and done.stat().st_mtime > (root/'settings.ini').stat().st_mtime: return inside
     subprocess.run([found, '-m', 'venv', '--clear', folder], check=True)
     (folder/'oldest.txt').write_text(lower_bounds())
@@ -56,7 +57,8 @@ def environment(python, versions):
 
 def tried(name, setting, workers):
     "Run all notebooks, then all tests, under `setting`; what came of it, in words."
-    python, log = environment(setting.python, setting.versions), place/f'{name}.log'
+    python = environment(setting.python, setting.versions)
+    log = place/f'{name}.log'
     if not python: return f'FAILED: no {setting.python} on PATH'
     env = {'OMP_NUM_THREADS': '1', 'KINETO_LOG_LEVEL': '99', **os.environ, **setting.env}
     commands = (['.ci/execute.py', '--check', '--workers', str(workers)],

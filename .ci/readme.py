@@ -36,7 +36,8 @@ def code(cell):
     source = directive.sub('', source).strip()
     if source and flags.get('echo') != 'false': yield f'```python\n{source}\n```'
     if flags.get('output') == 'false': return
-    name, alt = flags.get('label', cell['id']), flags.get('fig-alt') or flags.get('fig-cap', '')
+    name = flags.get('label', cell['id'])
+    alt = flags.get('fig-alt') or flags.get('fig-cap', '')
     for i, out in enumerate(cell['outputs']): yield output(out, name + (f'-{i}' if i else ''), alt)
 
 def main():

@@ -32,7 +32,8 @@ def parameter(p, own):
 def signature(function, name, method=False):
     "A function or method without its body."
     said = inspect.signature(function)
-    parts, star = [], False
+    parts = []
+    star = False
     for i, p in enumerate(said.parameters.values()):
         star |= p.kind is p.VAR_POSITIONAL
         if p.kind is p.KEYWORD_ONLY and not star:

@@ -68,7 +68,11 @@ class Page:
     """A notebook: its cells as (kind, text, directives, cell), its title, its labels, the section and
     cell that define each name, and the methods that it adds to classes cell by cell."""
     def __init__(self, name):
-        self.name, self.cells, self.defined, self.added, section = name, [], {}, [], ''
+        self.name = name
+        self.cells = []
+        self.defined = {}
+        self.added = []
+        section = ''
         path = root/'nbs'/f'{name}.ipynb'
         if not path.exists(): sys.exit(f'_quarto.yml lists {name}.ipynb, which is not in nbs/')
         for i, cell in enumerate(json.loads(path.read_text(encoding='utf-8'))['cells']):
@@ -272,8 +276,11 @@ def code(cell, book, page, before):
     if ({'hide', 'default_exp'} & flags.keys() or flags.get('include') == 'false'
         or not (text.strip() or stored['outputs'])):
         return
-    alt, tags = flags.get('fig-alt') or flags.get('fig-cap') or plain(before) or page.title, []
-    if is_exported(flags): tags.append('export'); yield as_markdown(f"({anchor(page.name, stored['id'])})=")
+    alt = flags.get('fig-alt') or flags.get('fig-cap') or plain(before) or page.title
+    tags = []
+    if is_exported(flags):
+        tags.append('export')
+        yield as_markdown(f"({anchor(page.name, stored['id'])})=")
     if flags.get('echo') == 'false': tags.append('remove-input')
     if flags.get('code-fold') == 'true' or harness(page, text, flags): tags.append('hide-input')
     # live sliders need a kernel; those of Stepped are HTML and stay
@@ -282,10 +289,13 @@ def code(cell, book, page, before):
     run = []  # markdown outputs become cells of their own, in their place
     for out in outputs:
         rich = out.get('data', {}).get('text/markdown')
-        if not rich: run.append(out); continue
+        if not rich:
+            run.append(out)
+            continue
         yield as_code(text, run, tags, alt)
         yield as_markdown(markdown(''.join(rich), book, page.name))
-        run, tags = [], ['remove-input']
+        run = []
+        tags = ['remove-input']
     if run or not outputs or 'remove-input' not in tags:
         yield as_code(text, run, tags, alt, flags.get('fig-cap', ''))
 
@@ -300,10 +310,13 @@ def links(page):
 
 def notebook(page, book):
     "The notebook that myst-nb reads."
-    cells, before, seen = [], '', set()
+    cells = []
+    before = ''
+    seen = set()
     for i, cell in enumerate(page.cells):
         if cell[0] == 'markdown':
-            before, text = cell[1], markdown(cell[1], book, page.name, seen=seen)
+            before = cell[1]
+            text = markdown(cell[1], book, page.name, seen=seen)
             if i == 0:
                 text = heading.sub(lambda m: f'{m[0]}\n\n```{{container}} notebook-links\n{links(page)}\n```',
                                    text, count=1)
@@ -352,7 +365,8 @@ def type_of(p):
 def table(f, obj, described, say):
     """The docments table of the syntax tree `f` of a function: one row per argument, those it hands on
     included, one for the result."""
-    a, rows = f.args, []
+    a = f.args
+    rows = []
     positional = a.posonlyargs + a.args
     defaults = (dict(zip([p.arg for p in positional[::-1]], a.defaults[::-1]))
                 | {p.arg: d for p, d in zip(a.kwonlyargs, a.kw_defaults) if d})
@@ -450,7 +464,8 @@ def first_sentence(text): return re.split(r'(?<!et al)[.;](?:\s|$)', ' '.join((t
 def summary(page, module, book, say):
     "The names of a module in a table, most wanted first."
     def said(name):
-        node, value = page.defined[name][2], getattr(module, name)
+        node = page.defined[name][2]
+        value = getattr(module, name)
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)): return first_sentence(ast.get_docstring(node))
         if isinstance(value, dict): return f"by name: {', '.join(map(str, value))}"
         return f'`{ast.unparse(node.value)}`' if node.value else ''
@@ -459,13 +474,18 @@ def summary(page, module, book, say):
 
 def api(page, book):
     "The reference page of the module that `page` exports."
-    here, lib = f'reference/api/{page.module}', f'{config.lib_path.name}.{page.module}'
-    module, parts, last = importlib.import_module(lib), [], None
+    here = f'reference/api/{page.module}'
+    lib = f'{config.lib_path.name}.{page.module}'
+    module = importlib.import_module(lib)
+    parts = []
+    last = None
     say = lambda text: markdown(text, book, page.name, here)
     for name in sorted((n for n in module.__all__ if n in page.defined),
                        key=lambda n: list(page.defined).index(n)):
         section, cell, node, text = page.defined[name]
-        if section != last: parts.append(f'## {section}'); last = section
+        if section != last:
+            parts.append(f'## {section}')
+            last = section
         more = source_of(page, cell)
         obj = getattr(module, name)
         if isinstance(node, ast.FunctionDef):

@@ -28,8 +28,16 @@ class Html(HTMLParser):
     number of equations, prose."""
     def __init__(self, path):
         super().__init__()
-        self.ids, self.links, self.loaded, self.alts, self.mute, self.twice = set(), [], [], [], [], []
-        self.maths, self.prose, self.text, self.code = 0, [], '', 0
+        self.ids = set()
+        self.links = []
+        self.loaded = []
+        self.alts = []
+        self.mute = []
+        self.twice = []
+        self.maths = 0
+        self.prose = []
+        self.text = ''
+        self.code = 0
         self.feed(path.read_text(encoding='utf-8'))
     def handle_starttag(self, tag, attrs):
         a = dict(attrs)
@@ -55,7 +63,8 @@ def html(name): return Html(site/name)
 def pictures(name):
     """Of each cell of the page's notebook that shows stored pictures: its `fig-alt`, empty without one,
     and are they under a slider?"""
-    notebook, found = root/'nbs'/Path(name).with_suffix('.ipynb'), []
+    notebook = root/'nbs'/Path(name).with_suffix('.ipynb')
+    found = []
     for cell in json.loads(notebook.read_text(encoding='utf-8'))['cells'] if notebook.exists() else ():
         said = dict(re.findall(r'^#\|\s*([\w-]+):?[ \t]*(.*?)[ \t]*$', ''.join(cell['source']), re.M))
         if cell['cell_type'] != 'code' or 'hide' in said or 'false' in (said.get('include'),
@@ -94,7 +103,8 @@ def browser(tmp_path_factory):
 @pytest.fixture
 def tab(browser, address):
     "A tab that remembers what went wrong in it."
-    tab, wrong = browser.new_page(), []
+    tab = browser.new_page()
+    wrong = []
     tab.on('console',
            lambda m: wrong.append(f'console: {m.text}') if m.type in ('error', 'warning') else None)
     tab.on('pageerror', lambda e: wrong.append(f'script: {e}'))
@@ -166,14 +176,16 @@ def test_sliders_move(name, tab, address):
     visit(tab, address + name)
     assert tab.locator('.stepped').count() == sum(slider for _, slider in pictures(name))
     for root in tab.locator('.stepped').all():
-        frames, slider, said = (root.locator('figure').all(), root.locator('input[type=range]'),
-                                root.locator('output'))
+        frames = root.locator('figure').all()
+        slider = root.locator('input[type=range]')
+        said = root.locator('output')
         seen = []
         slider.focus()
         tab.keyboard.press('Home')
         for i, frame in enumerate(frames):
             assert [f.is_visible() for f in frames] == [k == i for k in range(len(frames))]
-            label, image = f"{root.locator('label').inner_text()} = {said.inner_text()}", frame.locator('img')
+            label = f"{root.locator('label').inner_text()} = {said.inner_text()}"
+            image = frame.locator('img')
             assert said.inner_text() and slider.get_attribute('aria-valuetext') == said.inner_text()
             assert (image.get_attribute('alt').startswith(f'{label}: ')
                     and len(image.get_attribute('alt')) > len(label) + 10)

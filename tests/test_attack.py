@@ -59,7 +59,8 @@ def other_arrays(rng):
     "An npz or npy file that numpy can write."
     shape = [(), (0,), (1,), (360,), (361,), (360, 1)][rng.integers(6)]
     kinds = 'f8', 'f4', 'i8', 'u1', '?', 'U3', 'c16'
-    packed, array = io.BytesIO(), np.zeros(shape, kinds[rng.integers(7)])
+    packed = io.BytesIO()
+    array = np.zeros(shape, kinds[rng.integers(7)])
     how = rng.integers(4)
     if how == 0: np.save(packed, array)
     elif how == 1: np.savez(packed, bpd=array)

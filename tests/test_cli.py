@@ -178,7 +178,8 @@ def test_help_shows_the_preset_in_force(capsys):
 @pytest.mark.parametrize('damage, message', [(lambda b: b[:len(b) // 2], 'truncated or damaged'),
     (lambda b: b'not a checkpoint' * 100, 'truncated or damaged'), (lambda b: b'', 'truncated or damaged')])
 def test_damaged_checkpoint(run, damage, message):
-    path = run / 'checkpoint' / 'state.safetensors'; whole = path.read_bytes()
+    path = run / 'checkpoint' / 'state.safetensors'
+    whole = path.read_bytes()
     try:
         path.write_bytes(damage(whole))
         for words in (['evaluate', run], ['sample', run], ['train', '--out', run, '--resume']):

@@ -33,7 +33,8 @@ class Shaken(nn.Module):
     "A network on a machine that rounds otherwise."
     def __init__(self, net, size):
         super().__init__()
-        self.net, self.size = net, size
+        self.net = net
+        self.size = size
     def forward(self, *args, **kwargs):
         answer = self.net(*args, **kwargs)
         return answer * (1 + self.size * torch.randn_like(answer))
@@ -75,7 +76,8 @@ def test_another_process_other_threads_and_neighbours():
 
 @pytest.mark.parametrize('name', ['vdm-digits', 'mulan-digits'])
 def test_a_machine_that_rounds_otherwise(name):
-    model, x = made(name), load('digits').test.x[:12]
+    model = made(name)
+    x = load('digits').test.x[:12]
     file = compress(model, x, T=3)
     assert torch.equal(decompress(shaken(model, 1e-13), file), x)
     with pytest.raises(ValueError, match=r'image \d+ differs from the checksum'):

@@ -95,7 +95,8 @@ def test_light_import():
 
 # What a data set is made of
 
-x, y = torch.zeros(4, 1, 2, 2).byte(), torch.tensor([0, 1, 1, 0])
+x = torch.zeros(4, 1, 2, 2).byte()
+y = torch.tensor([0, 1, 1, 0])
 fine = data.Data('mine', 'here', 16, (1, 2, 2), data.Split(x, y), data.Split(x, y))
 
 @pytest.mark.parametrize('x, y, error, words', [
@@ -146,7 +147,8 @@ def test_tuples_stay_tuples():
 @given(n=st.integers(1, 40), seed=st.integers(0, 2**32 - 1), data_=st.data())
 def test_some_are_drawn_once_and_for_all(n, seed, data_):
     "Nested, in their order, without repetition, labels with them"
-    few = data_.draw(st.integers(1, n)); more = data_.draw(st.integers(few, n))
+    few = data_.draw(st.integers(1, n))
+    more = data_.draw(st.integers(few, n))
     split = data.Split(torch.arange(n)[:, None], torch.arange(n))
     a, b = split.some(few, seed), split.some(more, seed)
     assert len(a.x) == few and set(a.y.tolist()) <= set(b.y.tolist())
@@ -159,7 +161,8 @@ def test_some_says_how_many_there_are(n):
 
 def test_fingerprints():
     "Each pixel, label, shape and side counts, in any layout in memory; names, places and types do not"
-    one = x.clone(); one[3, 0, 1, 1] = 1
+    one = x.clone()
+    one[3, 0, 1, 1] = 1
     same = [fine._replace(name='a', release='b', path='c'), fine._replace(train=data.Split(x.long(), y)),
             fine._replace(test=data.Split(x.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0), y.int()))]
     others = [fine._replace(train=data.Split(one, y)), fine._replace(test=data.Split(one, y)),
@@ -188,7 +191,8 @@ def test_fingerprints_of_a_large_side(monkeypatch):
 def test_area_resize_is_the_exact_rational(m, data_):
     "Against exact fractions, ties to even"
     from fractions import Fraction
-    s, seed = data_.draw(st.integers(1, m)), data_.draw(st.integers(0, 99))
+    s = data_.draw(st.integers(1, m))
+    seed = data_.draw(st.integers(0, 99))
     x = np.random.default_rng(seed).integers(0, 256, (m, m))
     y = area_resize(torch.tensor(x, dtype=torch.uint8), s)
     i, j = data_.draw(st.integers(0, s - 1)), data_.draw(st.integers(0, s - 1))
@@ -198,7 +202,8 @@ def test_area_resize_is_the_exact_rational(m, data_):
     assert y.dtype == torch.uint8 and y[i, j].item() == round(mean)
 
 def test_bits_and_release():
-    d, half = load('digits'), load('digits', size=4)
+    d = load('digits')
+    half = load('digits', size=4)
     assert (torch.equal(half.test.x, torch.nn.functional.avg_pool2d(d.test.x.double(), 2).round().byte())
             and half.vocab == 17)
     assert (half.release == d.release + ', resized 8->4 by area'
@@ -272,11 +277,16 @@ def test_fashion_mnist_never_waits_and_never_grows(tmp_path, fashion):
                           (lambda: bad.symlink_to('/dev/zero'), 'device'),
                           (lambda: bad.symlink_to('gone'), 'cannot be read'),
                           (lambda: bad.mkdir(), 'folder'), (lambda: bad.write_bytes(b'words'), 'damaged')):
-        bad.unlink(); change()
+        bad.unlink()
+        change()
         m = message(ValueError, load, 'fashion_mnist', path=tmp_path)
         assert bad.name in m and words in m and 'fetch it again' in m and '\n' not in m
-        if bad.is_dir(): bad.rmdir(); bad.touch()
-    bad.unlink(); bad.write_bytes(whole); load('fashion_mnist', path=tmp_path)
+        if bad.is_dir():
+            bad.rmdir()
+            bad.touch()
+    bad.unlink()
+    bad.write_bytes(whole)
+    load('fashion_mnist', path=tmp_path)
 
 @pytest.mark.skipif(available()['fashion_mnist'] is None, reason='Fashion-MNIST is not on this machine')
 def test_real_fashion_mnist():
@@ -289,10 +299,14 @@ def test_real_fashion_mnist():
 def cifar(tmp_path, monkeypatch):
     "CIFAR-10's files in miniature; their md5 sums stand in for the real ones"
     from torchvision.datasets import CIFAR10
-    folder = tmp_path/'cifar-10-batches-py'; folder.mkdir()
-    rng, rows, labels = np.random.default_rng(0), [], []
+    folder = tmp_path/'cifar-10-batches-py'
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    rows = []
+    labels = []
     def put(f, content):
-        (folder/f).write_bytes(raw := pickle.dumps(content)); return hashlib.md5(raw).hexdigest()
+        (folder/f).write_bytes(raw := pickle.dumps(content))
+        return hashlib.md5(raw).hexdigest()
     def batch(f):
         rows.append(rng.integers(0, 256, (4, 3072), dtype=np.uint8))
         labels.append(rng.integers(0, 10, 4).tolist())
@@ -330,17 +344,21 @@ def test_cifar10_never_waits_and_never_grows(cifar):
     for change, word in ((lambda: os.mkfifo(bad), 'pipe'), (lambda: bad.touch(), 'empty'),
                          (lambda: (bad.touch(), os.truncate(bad, 2**30)), 'too long'),
                          (lambda: bad.symlink_to('/dev/zero'), 'device')):
-        bad.unlink(); change()
+        bad.unlink()
+        change()
         m = message(ValueError, load, 'cifar10', path=folder)
         assert word in m and 'again' in m and '\n' not in m
-    bad.unlink(); bad.symlink_to('data_batch_1')
-    (folder/'batches.meta').unlink(); os.mkfifo(folder/'batches.meta')
+    bad.unlink()
+    bad.symlink_to('data_batch_1')
+    (folder/'batches.meta').unlink()
+    os.mkfifo(folder/'batches.meta')
     assert 'pipe' in message(ValueError, load, 'cifar10', path=folder)
 
 # ImageNet
 
 def imagenet(folder, side, per_batch=2, val=3, split=True):
-    rng, all_ = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    all_ = []
     for i in range(1, 12):
         part = f'Imagenet{side}_train_part{1 + i // 6}_npz' if i < 11 else f'Imagenet{side}_val_npz'
         f = (folder/part if split else folder)/(f'train_data_batch_{i}.npz' if i < 11 else 'val_data.npz')
@@ -380,7 +398,8 @@ def test_imagenet_is_converted_once(tmp_path, few, monkeypatch):
     monkeypatch.setattr(data, '_save_npy', lambda *a: pytest.fail('converted again'))
     first = load('imagenet32', path=tmp_path)
     assert {f: f.stat().st_mtime_ns for f in tmp_path.glob('*.npy')} == stamps
-    monkeypatch.undo(); monkeypatch.setattr(data, '_imagenet_counts', dict(train=20, test=3))
+    monkeypatch.undo()
+    monkeypatch.setattr(data, '_imagenet_counts', dict(train=20, test=3))
     val = tmp_path/'Imagenet32_val_npz/val_data.npz'
     date = val.stat().st_mtime
     np.savez(val, data=255 - first.test.x.flatten(1).numpy(), labels=[1, 2, 3])
@@ -424,13 +443,15 @@ def test_imagenet_archives_that_are_none(tmp_path, few):
     "Unequal numbers, other labels, empty, cut, pickled, too large: one line that names the file"
     imagenet(tmp_path, 32)
     val = tmp_path/'Imagenet32_val_npz/val_data.npz'
-    whole, x = val.read_bytes(), np.zeros((3, 3072), np.uint8)
+    whole = val.read_bytes()
+    x = np.zeros((3, 3072), np.uint8)
     def refused(*words):
         m = message(ValueError, load, 'imagenet32', path=tmp_path)
         assert '\n' not in m and all(w in m for w in words)
         assert not list(tmp_path.glob('*.part'))
     for content in (b'', whole[:100], whole[:-200], pickle.dumps({'data': x, 'labels': [1, 2, 3]}), b'words'):
-        val.write_bytes(content); refused("val_data.npz'", 'fetch it again')
+        val.write_bytes(content)
+        refused("val_data.npz'", 'fetch it again')
     for changed, words in ((dict(data=x[:2]), ['3 labels for 2 images']),
                            (dict(labels=[0, 1, 2]), ['0 to 2', '1 to 1000']),
                            (dict(labels=[1, 2, 1001]), ['1 to 1001']),
@@ -439,14 +460,22 @@ def test_imagenet_archives_that_are_none(tmp_path, few):
                            (dict(data=x.astype(int)), ['int64', 'not uint8']),
                            (dict(labels=np.array([1, 2, {}])), ['objects']),
                            (dict(data=np.array([{}])), ['objects'])):
-        np.savez(val, **{**dict(data=x, labels=[1, 2, 3]), **changed}); refused(*words)
-    np.savez(val, images=x, labels=[1, 2, 3]); refused('data.npy', 'fetch it again')
-    val.unlink(); os.mkfifo(val); refused('pipe')
-    val.unlink(); val.write_bytes(whole)
+        np.savez(val, **{**dict(data=x, labels=[1, 2, 3]), **changed})
+        refused(*words)
+    np.savez(val, images=x, labels=[1, 2, 3])
+    refused('data.npy', 'fetch it again')
+    val.unlink()
+    os.mkfifo(val)
+    refused('pipe')
+    val.unlink()
+    val.write_bytes(whole)
     batch = tmp_path/'Imagenet32_train_part1_npz/train_data_batch_2.npz'
-    right = batch.read_bytes(); date = batch.stat().st_mtime
-    np.savez(batch, data=x[:1], labels=[1, 2]); refused('2 labels for 1 images')
-    batch.write_bytes(right); os.utime(batch, (date, date))      # the right one is back
+    right = batch.read_bytes()
+    date = batch.stat().st_mtime
+    np.savez(batch, data=x[:1], labels=[1, 2])
+    refused('2 labels for 1 images')
+    batch.write_bytes(right)
+    os.utime(batch, (date, date))      # the right one is back
     assert load('imagenet32', path=tmp_path).train.x.shape == (20, 3, 32, 32)
 
 def test_imagenet_says_what_it_holds_before_it_is_unpacked(tmp_path, few, monkeypatch):
@@ -518,7 +547,8 @@ def test_folder_odd_images(tmp_path):
         (tmp_path/side).mkdir()
         for f, im in files.items(): im.save(tmp_path/side/f)
     (tmp_path/'train/.DS_Store').write_text('not an image')
-    (tmp_path/'.git').mkdir(); (tmp_path/'.git/HEAD').write_text('x')
+    (tmp_path/'.git').mkdir()
+    (tmp_path/'.git/HEAD').write_text('x')
     x = dict(zip(sorted(files), load('folder', path=tmp_path, size=16).test.x))
     assert len(x) == len(load('folder', path=tmp_path, size=16).train.x) == 7
     square = torch.tensor(a).permute(2, 0, 1)[:, :, 8:45]
@@ -531,10 +561,12 @@ def test_folder_odd_images(tmp_path):
     assert (x['alpha.png'].double() - area_resize(white.round().byte(), 16)).abs().max() <= 1
 
 def test_folder_turns_photographs_upright(tmp_path):
-    exif = Image.Exif(); exif[0x0112] = 6                                        # stored lying on its side
+    exif = Image.Exif()
+    exif[0x0112] = 6                                        # stored lying on its side
     for side in ('train', 'test'):
         (tmp_path/side).mkdir()
-        a = np.zeros((8, 8, 3), np.uint8); a[:4] = 255
+        a = np.zeros((8, 8, 3), np.uint8)
+        a[:4] = 255
         Image.fromarray(a).save(tmp_path/side/'a.png', exif=exif)
     x = load('folder', path=tmp_path).train.x[0, 0]
     assert (x[:, 4:] == 255).all() and (x[:, :4] == 0).all()
@@ -544,8 +576,11 @@ def test_folder_names_the_broken_file(tmp_path):
     bad = tmp_path/'bad.png'
     whole = (tmp_path/'1.png').read_bytes()
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 50, 3), dtype=np.uint8))
-    noise.save(bad); cut = bad.read_bytes()[:2000]
-    deep = Image.fromarray(np.full((20, 20), 40_000, np.uint16)); deep.save(bad); deep = bad.read_bytes()
+    noise.save(bad)
+    cut = bad.read_bytes()[:2000]
+    deep = Image.fromarray(np.full((20, 20), 40_000, np.uint16))
+    deep.save(bad)
+    deep = bad.read_bytes()
     for content in (b'', b'notes', whole[:40], cut, deep):
         bad.write_bytes(content)
         m = message(ValueError, load, 'folder', path=tmp_path)
@@ -555,7 +590,8 @@ def test_folder_names_the_broken_file(tmp_path):
             and 'size=12' in m)
     assert 'bad.png' in (m := message(ValueError, load, 'folder', path=tmp_path)) and 'pass size=' in m
     assert load('folder', path=tmp_path, size=12).event_shape == (3, 12, 12)
-    bad.unlink(); image(tmp_path/'cat/0.png')
+    bad.unlink()
+    image(tmp_path/'cat/0.png')
     assert 'beside labelled' in message(ValueError, load, 'folder', path=tmp_path)
 
 def test_folder_too_small(tmp_path):
@@ -566,13 +602,15 @@ def test_folder_too_small(tmp_path):
 def test_folder_of_grey_files(tmp_path):
     "One channel if all files are stored in grey, whatever their form; a choice goes before"
     for k in range(30): image(tmp_path/f'{k}.png', mode='L', colour=7 * k)
-    image(tmp_path/'la.png', mode='LA', colour=(9, 128)); image(tmp_path/'one.png', mode='1', colour=1)
+    image(tmp_path/'la.png', mode='LA', colour=(9, 128))
+    image(tmp_path/'one.png', mode='1', colour=1)
     d = load('folder', path=tmp_path)
     assert d.event_shape == (1, 20, 20) and ', grey' in d.release
     three = load('folder', path=tmp_path, grey=False)
     assert torch.equal(three.train.x, d.train.x.expand(-1, 3, -1, -1)) and ', grey' not in three.release
     image(tmp_path/'colour.png', colour=(200, 100, 50))
-    mixed, one = load('folder', path=tmp_path), load('folder', path=tmp_path, grey=True)
+    mixed = load('folder', path=tmp_path)
+    one = load('folder', path=tmp_path, grey=True)
     assert mixed.event_shape == (3, 20, 20) and one.event_shape == (1, 20, 20)
     weighted = (mixed.train.x * torch.tensor([.299, .587, .114]).view(3, 1, 1)).sum(1, keepdim=True)
     assert (one.train.x - weighted).abs().max() <= .51
@@ -583,7 +621,8 @@ def test_folder_of_rectangles(tmp_path):
     files = {f'{side}/{k}.png': rng.integers(0, 256, shape + (3,), dtype=np.uint8)
              for side in ('train', 'test') for k, shape in enumerate([(37, 53), (53, 37), (30, 90), (20, 9)])}
     for name, a in files.items():
-        (tmp_path/name).parent.mkdir(exist_ok=True); Image.fromarray(a).save(tmp_path/name)
+        (tmp_path/name).parent.mkdir(exist_ok=True)
+        Image.fromarray(a).save(tmp_path/name)
     d = load('folder', path=tmp_path, size=(20, 9))
     assert d.event_shape == (3, 20, 9) and 'resized to 20x9 by area' in d.release
     for x, (name, a) in zip((*d.train.x, *d.test.x), files.items()):
@@ -675,7 +714,8 @@ def test_folder_links(tmp_path):
     "Links to files and folders count, wherever they lead; dead ones, loops and doubles are refused by name"
     place = tmp_path/'photos'
     for k in range(20):
-        image(place/'cat'/f'{k}.png'); image(tmp_path/'else/dogs'/f'{k}.png', colour=(k, 0, 0))
+        image(place/'cat'/f'{k}.png')
+        image(tmp_path/'else/dogs'/f'{k}.png', colour=(k, 0, 0))
     (place/'dog').symlink_to(tmp_path/'else/dogs')
     (place/'cat/linked.png').symlink_to(tmp_path/'else/dogs/3.png')
     d = load('folder', path=place)
@@ -707,13 +747,15 @@ def test_folder_never_waits_and_never_reads_what_is_no_file(tmp_path):
     assert "null.png' is a pipe, socket or device" in message(ValueError, load, 'folder', path=tmp_path)
     (tmp_path/'null.png').unlink()
     with socket.socket(socket.AF_UNIX) as s:
-        os.chdir(tmp_path); s.bind('s.png')
+        os.chdir(tmp_path)
+        s.bind('s.png')
         assert 'is a pipe, socket or device' in message(ValueError, load, 'folder', path=tmp_path)
     (tmp_path/'s.png').unlink()
     (tmp_path/'x.png').touch()
     m = message(ValueError, load, 'folder', path=tmp_path)
     assert "x.png' is not a readable 8-bit image (it is empty" in m
-    (tmp_path/'x.png').unlink(); (tmp_path/'closed').mkdir()
+    (tmp_path/'x.png').unlink()
+    (tmp_path/'closed').mkdir()
     if os.geteuid():
         (tmp_path/'closed').chmod(0)
         assert 'cannot be read' in message(ValueError, load, 'folder', path=tmp_path)
@@ -764,7 +806,8 @@ def test_folder_refuses_what_it_would_cut(tmp_path):
         frames[0].save(tmp_path/name, save_all=True, append_images=frames[1:])
         m = message(ValueError, load, 'folder', path=tmp_path)
         assert name in m and 'several pictures' in m and '\n' not in m
-        frames[0].save(tmp_path/name); assert load('folder', path=tmp_path).event_shape == (3, 20, 20)
+        frames[0].save(tmp_path/name)
+        assert load('folder', path=tmp_path).event_shape == (3, 20, 20)
         (tmp_path/name).unlink()
     frames[0].save(tmp_path/'camera.jpg', 'MPO', save_all=True, append_images=frames[1:])
     with Image.open(tmp_path/'camera.jpg') as im: written = im.format == 'MPO'  # Pillow 10.1 writes it broken
@@ -794,15 +837,19 @@ def test_folder_beyond_the_memory(tmp_path, home, monkeypatch):
         assert load('folder', path=tmp_path/'a', bits=3).fingerprint == whole.fingerprint
     image(tmp_path/'a/0.png', colour=(255, 255, 255))
     assert load('folder', path=tmp_path/'a', bits=3).fingerprint != whole.fingerprint and len(files()) == 1
-    load('folder', path=tmp_path/'a', bits=3, size=10); load('folder', path=tmp_path/'a', grey=True)
+    load('folder', path=tmp_path/'a', bits=3, size=10)
+    load('folder', path=tmp_path/'a', grey=True)
     assert len(files()) == 3                                      # another change, another file
-    os.truncate(files()[0], 5000); os.truncate(files()[1], 0)
-    load('folder', path=tmp_path/'a', bits=3); load('folder', path=tmp_path/'a', bits=3, size=10)
+    os.truncate(files()[0], 5000)
+    os.truncate(files()[1], 0)
+    load('folder', path=tmp_path/'a', bits=3)
+    load('folder', path=tmp_path/'a', bits=3, size=10)
     assert load('folder', path=tmp_path/'a', grey=True).event_shape == (1, 20, 20)
     monkeypatch.setattr(data.shutil, 'disk_usage', lambda p: type('', (), dict(free=10))())
     m = message(OSError, load, 'folder', path=tmp_path/'a', bits=1)
     assert 'do not fit' in m and 'make room' in m and '\n' not in m
-    data._cache().rename(tmp_path/'old'); data._cache().touch()   # no folder
+    data._cache().rename(tmp_path/'old')
+    data._cache().touch()   # no folder
     m = message(OSError, load, 'folder', path=tmp_path/'a')
     assert 'cannot be kept' in m and 'smaller size' in m and '\n' not in m
 
@@ -838,7 +885,8 @@ def test_folder_with_names_that_no_line_can_hold(tmp_path):
 def test_same_names_other_pictures(tmp_path):
     "Two folders of one name hold two data sets; a folder that is moved stays the same one"
     many(tmp_path/'a/images', 30)
-    many(tmp_path/'b/images', 30); image(tmp_path/'b/images/7.png')
+    many(tmp_path/'b/images', 30)
+    image(tmp_path/'b/images/7.png')
     a, b = (load('folder', path=tmp_path/f/'images') for f in 'ab')
     assert a.release == b.release and a.fingerprint != b.fingerprint
     (tmp_path/'a/images').rename(tmp_path/'moved')
@@ -855,7 +903,7 @@ def test_threads_give_the_order_of_names(tmp_path, monkeypatch):
 def test_folder_says_who_reads_other_things(tmp_path):
     np.save(tmp_path/'a.npy', np.zeros((5, 4, 4), np.uint8))
     for path in (tmp_path, tmp_path/'a.npy'):
-        (m, words) = said(message, ValueError, load, 'folder', path=path)
+        m, words = said(message, ValueError, load, 'folder', path=path)
         assert "load('arrays')" in m and '\n' not in m
     assert 'is not a folder or file' in message(FileNotFoundError, load, 'arrays', path=tmp_path/'b.npy')
 
@@ -863,7 +911,9 @@ def test_folder_says_who_reads_other_things(tmp_path):
 
 def arrays(place, packed, **named):
     "Writes arrays as an archive or a folder of files"
-    if packed: np.savez(place, **named); return place
+    if packed:
+        np.savez(place, **named)
+        return place
     place.mkdir()
     for name, a in named.items(): np.save(place/f'{name}.npy', a)
     return place
@@ -937,7 +987,8 @@ def test_arrays_that_are_damaged(tmp_path):
     "Cut, empty, foreign, pickled, huge and special files: one line that names them, and no waiting"
     import io, zipfile
     x = np.zeros((40, 4, 4), 'u1')
-    np.save(tmp_path/'a.npy', x); np.savez(tmp_path/'a.npz', x=x)
+    np.save(tmp_path/'a.npy', x)
+    np.savez(tmp_path/'a.npz', x=x)
     for file in (tmp_path/'a.npy', tmp_path/'a.npz'):
         whole = file.read_bytes()
         newer = b'\x93NUMPY\x07\x00' + whole[8:]
@@ -945,9 +996,11 @@ def test_arrays_that_are_damaged(tmp_path):
             file.write_bytes(content)
             m = message(ValueError, load, 'arrays', path=file)
             assert m.startswith('arrays: ') and '\n' not in m
-        file.unlink(); os.mkfifo(file)
+        file.unlink()
+        os.mkfifo(file)
         assert 'pipe' in message(ValueError, load, 'arrays', path=file)
-    (tmp_path/'b').mkdir(); os.mkfifo(tmp_path/'b/train.npy')
+    (tmp_path/'b').mkdir()
+    os.mkfifo(tmp_path/'b/train.npy')
     assert 'pipe' in message(ValueError, load, 'arrays', path=tmp_path/'b')
     with zipfile.ZipFile(tmp_path/'c.npz', 'w') as z:
         header = dict(descr='|u1', fortran_order=False, shape=(2**33, 4))
@@ -1037,7 +1090,9 @@ def test_download_is_asked_for(tmp_path, home, monkeypatch, name, kind):
     monkeypatch.setattr(data, '_roots', lambda path=None, f=data._roots:
                                         [r for r in f(path) if r != Path('/usr/share/datasets')])
     calls = []
-    def fetch(root, download): calls.append((root, download)); raise RuntimeError('no\nnetwork')
+    def fetch(root, download):
+        calls.append((root, download))
+        raise RuntimeError('no\nnetwork')
     monkeypatch.setattr(torchvision.datasets, kind, fetch)
     assert 'Or pass download=True' in message(FileNotFoundError, load, name) and not calls
     m = message(OSError, load, name, download=True)

@@ -6,7 +6,8 @@ from PIL import Image
 from mulan_vdm import data
 from mulan_vdm.data import load
 
-few, many = 2_000, 20_000
+few = 2_000
+many = 20_000
 
 def outcome(*args, **kwargs):
     "Data and warnings, or the message; any other end of a call, or a message of two lines, is a fault"
@@ -23,7 +24,8 @@ def outcome(*args, **kwargs):
 def pixels(k, form):
     "An image of 2x3 pixels that says its number, in one of the forms that are read"
     a = np.zeros((2, 3, 3), np.uint8)
-    a[..., 0], a[..., 1] = k // 256, k % 256
+    a[..., 0] = k // 256
+    a[..., 1] = k % 256
     if form == 'ppm': return b'P6\n3 2\n255\n' + a.tobytes()
     Image.fromarray(a).save(f := io.BytesIO(), form)
     return f.getvalue()

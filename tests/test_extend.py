@@ -99,7 +99,8 @@ def test_a_sampler(added):
     model = Diffusion(Known(), Linear(-8., 5.), RealCodec(), (2,)).double()
     z_1 = torch.randn(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     def width(gamma): return (alpha(gamma)**2 * scale**2 + sigma(gamma)**2).sqrt()
-    gamma_0, gamma_1 = torch.tensor(-8.).double(), torch.tensor(5.).double()
+    gamma_0 = torch.tensor(-8.).double()
+    gamma_1 = torch.tensor(5.).double()
     def error(steps, name):
         z_0 = sample(model, 50, steps, step=name, z_1=z_1) * alpha(gamma_0)
         return (z_0 - z_1 * width(gamma_0) / width(gamma_1)).abs().max()

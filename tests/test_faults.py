@@ -125,7 +125,8 @@ def killed(tmp_path_factory):
 def test_sigkill_at_random_moments(killed):
     """Ten kills after a random number of lines of the training code, ten after a random time. Each run
     ends bit for bit where the uninterrupted one ends, its log without gap or duplicate."""
-    folder, said = killed; kills = [steps for _, status, steps in said['where'] if status]
+    folder, said = killed
+    kills = [steps for _, status, steps in said['where'] if status]
     assert len(kills) == 20 and len(set(kills)) >= 5, said  # the moments were spread
     for i in range(said['runs']):
         assert (equal(folder / f'run{i}', folder / 'whole')
@@ -153,8 +154,11 @@ def in_a_child(work, place=None):
         write = os.write
         for name in CALLS: setattr(os, name, counting(name, getattr(os, name)))
         try: work()
-        except BaseException: traceback.print_exc(); os._exit(1)
-        write(w, ' '.join(made).encode()); os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        write(w, ' '.join(made).encode())
+        os._exit(0)
     os.close(w)
     with os.fdopen(r) as f: said = f.read().split()
     return os.waitpid(pid, 0)[1], said
@@ -185,13 +189,18 @@ def works(folder):
     line = (folder / 'more' / 'metrics.jsonl').read_text().splitlines()[5]
     six, step = Run(folder / 'more').load()
     config = Run(folder / 'five').config
-    empty = folder / 'empty'; empty.mkdir(exist_ok=True)
+    empty = folder / 'empty'
+    empty.mkdir(exist_ok=True)
     def locked(work):
         def do(run):
             with run.lock(): work(run)
         return do
-    def first(run): run.start(config); run.log(line.replace('"step": 6', '"step": 1'))
-    def save(run): run.log(line); run.save(six, step)
+    def first(run):
+        run.start(config)
+        run.log(line.replace('"step": 6', '"step": 1'))
+    def save(run):
+        run.log(line)
+        run.save(six, step)
     yield 'start', empty, locked(first)
     yield 'save', folder / 'five', locked(save)
     yield 'trim', folder / 'five', locked(lambda run: run.trim_log(4))
@@ -199,8 +208,11 @@ def works(folder):
 
 def survives(folder, name, before, work, tmp_path, all_of_them=False):
     "Kills one work at its places, looks at what is left, and continues each state that there is."
-    run, ended = tmp_path / 'run', {}
-    def fresh(): shutil.rmtree(run, ignore_errors=True); shutil.copytree(before, run)
+    run = tmp_path / 'run'
+    ended = {}
+    def fresh():
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.copytree(before, run)
     fresh()
     status, calls = in_a_child(lambda: work(Run(run)))
     assert status == 0
@@ -246,20 +258,30 @@ def test_sigkill_while_a_report_is_written(stages, tmp_path):
              lambda run: run.write_picture('samples', Figure(facecolor='red'), 20))
     old = stages / 'reported'
     shutil.copytree(stages / 'five', old, dirs_exist_ok=True)
-    report(0)(Run(old)); Run(old).write_samples(x); Run(old).write_picture('samples', Figure(), 20)
+    report(0)(Run(old))
+    Run(old).write_samples(x)
+    Run(old).write_picture('samples', Figure(), 20)
     for work in works:
-        run, refused = tmp_path / 'run', 0
-        def fresh(): shutil.rmtree(run, ignore_errors=True); shutil.copytree(old, run)
-        fresh(); status, calls = in_a_child(lambda: work(Run(run))); assert status == 0
+        run = tmp_path / 'run'
+        refused = 0
+        def fresh():
+            shutil.rmtree(run, ignore_errors=True)
+            shutil.copytree(old, run)
+        fresh()
+        status, calls = in_a_child(lambda: work(Run(run)))
+        assert status == 0
         new = tree(run)
         for place in places(calls, True):
-            fresh(); status, _ = in_a_child(lambda: work(Run(run)), place)
+            fresh()
+            status, _ = in_a_child(lambda: work(Run(run)), place)
             assert os.WIFSIGNALED(status)
             try: assert Run(run).per_image()['bpd'].mean() == Run(run).report()['bpd']
             except ValueError as e:
-                assert 'does not belong to report.json' in str(e); refused += 1
+                assert 'does not belong to report.json' in str(e)
+                refused += 1
             assert {str(p.name) for p in run.iterdir() if not p.name.endswith('.tmp')} == set(os.listdir(old))
-            work(Run(run)); assert tree(run) == new
+            work(Run(run))
+            assert tree(run) == new
             assert not [p for p in run.rglob('*') if p.name.endswith('.tmp')]
         assert (refused > 0) == (work is works[0])  # the moment between the two files
 
@@ -280,7 +302,8 @@ def test_no_other_call_changes_the_disk(stages, tmp_path):
             kinds = 'write', 'replace', 'link', 'fsync', 'mkdir'
             print(name, *(f'{kind}={calls.count(kind)}' for kind in kinds), flush=True)
     """)
-    (tmp_path / 'begin').touch(); (tmp_path / 'end').touch()
+    (tmp_path / 'begin').touch()
+    (tmp_path / 'end').touch()
     traced = tmp_path / 'traced'
     names = dict(write='write|pwrite64|writev', replace='rename|renameat|renameat2', link='link|linkat',
                  fsync='fsync|fdatasync', mkdir='mkdir|mkdirat')
@@ -289,9 +312,12 @@ def test_no_other_call_changes_the_disk(stages, tmp_path):
     words = [sys.executable, '-c', code, str(ROOT / 'tests'), str(stages), str(tmp_path)]
     done = subprocess.run([*traces, *words], env=ENV, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    seen, inside = [], False
+    seen = []
+    inside = False
     for line in traced.read_text().splitlines():
-        if '/begin' in line: seen.append(dict.fromkeys(names, 0)); inside = True
+        if '/begin' in line:
+            seen.append(dict.fromkeys(names, 0))
+            inside = True
         if '/end' in line: inside = False
         if not inside or str(tmp_path) not in line: continue
         for name, pattern in names.items():
@@ -320,7 +346,9 @@ def test_no_room_for_a_checkpoint(tmp_path):
             and 'state.safetensors could not be written at step 4' in done.stdout
             and 'add --resume' in done.stdout), done
     assert Run(tmp_path / 'run').load()[1] == 2 and not list((tmp_path / 'run').rglob('*.tmp'))
-    train(tmp_path / 'run'); train(tmp_path / 'whole'); assert equal(tmp_path / 'run', tmp_path / 'whole')
+    train(tmp_path / 'run')
+    train(tmp_path / 'whole')
+    assert equal(tmp_path / 'run', tmp_path / 'whole')
 
 def test_full_disk(tmp_path):
     "The same on a disk of 160 KiB that is really full; through the command line."
@@ -341,7 +369,9 @@ def test_full_disk(tmp_path):
 
 def test_error_number_of_a_full_disk(tmp_path, monkeypatch):
     "Whatever fails while a checkpoint is written, the last one stays the last one."
-    tensors = {'model.a': torch.ones(3)}; run = Run(tmp_path); run.save(tensors, 1)
+    tensors = {'model.a': torch.ones(3)}
+    run = Run(tmp_path)
+    run.save(tensors, 1)
     for name in ('_write_all', '_name_again'):
         def fails(*a): raise OSError(errno.ENOSPC, 'No space left on device')
         with monkeypatch.context() as m:
@@ -353,7 +383,9 @@ def test_error_number_of_a_full_disk(tmp_path, monkeypatch):
 def test_read_only_folder(tmp_path, capsys):
     """A folder that may not be written in: one line, status 1. Root may write anywhere but on a disk
     that is mounted for reading."""
-    folder = tmp_path / 'fixed'; folder.mkdir(); folder.chmod(0o555)
+    folder = tmp_path / 'fixed'
+    folder.mkdir()
+    folder.chmod(0o555)
     if os.geteuid() == 0 and subprocess.run(['mount', '-t', 'tmpfs', '-o', 'ro', 'none', str(folder)],
                                             capture_output=True).returncode:
         pytest.skip('nothing can be mounted here')
@@ -379,7 +411,8 @@ def test_sigterm_saves_and_ends_well(tmp_path):
     with pytest.raises(BlockingIOError, match='being trained by another process'):
         next(fit(tiny(), load('digits'), out=tmp_path / 'run', resume=True, **options))
     assert cli.main([*words, '--resume', '--steps', '1000000']) == 1
-    first.send_signal(signal.SIGTERM); said, errors = first.communicate(timeout=240)
+    first.send_signal(signal.SIGTERM)
+    said, errors = first.communicate(timeout=240)
     step = Run(tmp_path / 'run').load()[1]
     assert first.returncode == 0 and f'stopped at step {step}, checkpoint saved' in said, errors
     assert log(tmp_path / 'run')[-1]['step'] == step >= 1
@@ -395,7 +428,9 @@ def test_the_lock_dies_with_its_process(tmp_path):
     try:
         assert p.stdout.readline() == 'held\n'
         with pytest.raises(BlockingIOError): Run(tmp_path).lock().__enter__()
-    finally: p.kill(); p.wait()
+    finally:
+        p.kill()
+        p.wait()
     with Run(tmp_path).lock(): pass
     assert not os.listdir(tmp_path)
 
@@ -403,14 +438,19 @@ def test_the_lock_dies_with_its_process(tmp_path):
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-    out = tmp_path_factory.mktemp('runs') / 'run'; train(out, steps=6); return out
+    out = tmp_path_factory.mktemp('runs') / 'run'
+    train(out, steps=6)
+    return out
 
 def test_any_flipped_bit_or_cut_is_refused(run):
     """300 flipped bits and 100 cuts, anywhere in the file: refused with one line that names the file, or,
     where the bit carries nothing, loaded as it was."""
     path = Run(run).checkpoint()
-    whole, (good, step), rng = path.read_bytes(), Run(run).load(), np.random.default_rng(0)
-    harmless = 0; header = 8 + int.from_bytes(whole[:8], 'little')
+    whole = path.read_bytes()
+    good, step = Run(run).load()
+    rng = np.random.default_rng(0)
+    harmless = 0
+    header = 8 + int.from_bytes(whole[:8], 'little')
     try:
         for i in range(400):
             if i < 300:
@@ -429,11 +469,15 @@ def test_any_flipped_bit_or_cut_is_refused(run):
     assert harmless < 5
 
 def test_continue_from_the_previous_checkpoint(run, tmp_path):
-    import shutil; out = tmp_path / 'run'; shutil.copytree(run, out)
-    path = Run(out).checkpoint(); path.write_bytes(path.read_bytes()[:-100])
+    import shutil
+    out = tmp_path / 'run'
+    shutil.copytree(run, out)
+    path = Run(out).checkpoint()
+    path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match='state.safetensors: truncated or damaged.*--resume --previous'):
         train(out, steps=8)
-    train(out, steps=8, previous=True); train(tmp_path / 'whole', steps=8)
+    train(out, steps=8, previous=True)
+    train(tmp_path / 'whole', steps=8)
     assert equal(out, tmp_path / 'whole') and [l['step'] for l in log(out)] == list(range(1, 9))
     for previous in (False, True): Run(out).checkpoint(previous).write_bytes(b'')
     with pytest.raises(ValueError, match='previous.safetensors: truncated or damaged'):
@@ -442,8 +486,10 @@ def test_continue_from_the_previous_checkpoint(run, tmp_path):
 def test_a_pickle_is_refused_and_not_run(run, tmp_path):
     class Trap:
         def __reduce__(self): return os.mkdir, (str(tmp_path / 'sprung'),)
-    path = Run(run).checkpoint(); whole = path.read_bytes()
-    archive = tmp_path / 'a.pt'; torch.save({'model.a': Trap()}, archive)
+    path = Run(run).checkpoint()
+    whole = path.read_bytes()
+    archive = tmp_path / 'a.pt'
+    torch.save({'model.a': Trap()}, archive)
     try:
         for content in (pickle.dumps(Trap()), archive.read_bytes()):
             path.write_bytes(content)
@@ -451,7 +497,8 @@ def test_a_pickle_is_refused_and_not_run(run, tmp_path):
                 with pytest.raises(ValueError, match='truncated or damaged'): load_it()
     finally: path.write_bytes(whole)
     assert not (tmp_path / 'sprung').exists()
-    pickle.loads(pickle.dumps(Trap())); assert (tmp_path / 'sprung').exists()  # the trap works
+    pickle.loads(pickle.dumps(Trap()))
+    assert (tmp_path / 'sprung').exists()  # the trap works
 
 def test_nothing_here_unpickles():
     "No module of the package loads a pickle by itself, or runs text."
@@ -492,13 +539,17 @@ def test_odd_sizes_without_a_size(tmp_path, capsys):
 def test_not_a_number_in_a_batch(tmp_path):
     """A point that is not finite, in a batch to come: the step that meets it stops, its weights unchanged,
     the last checkpoint whole."""
-    data = load('two_moons'); bad = data._replace(train=data.train._replace(x=data.train.x.clone()))
-    x = bad.train.x; x[batch_indices(len(x), 16, 0, 20)[3]] = float('nan')  # after it was looked at
+    data = load('two_moons')
+    bad = data._replace(train=data.train._replace(x=data.train.x.clone()))
+    x = bad.train.x
+    x[batch_indices(len(x), 16, 0, 20)[3]] = float('nan')  # after it was looked at
     torch.manual_seed(0)
-    model = Diffusion(MLP(2, 8, 1), Linear(-8., 5.), RealCodec(), (2,)); met = 0
+    model = Diffusion(MLP(2, 8, 1), Linear(-8., 5.), RealCodec(), (2,))
+    met = 0
     with pytest.raises(FloatingPointError, match='step 21: .* not finite'):
         for p in fit(model, bad, 100, 16, 1e-3, out=tmp_path / 'run', save_every=1, progress=False):
-            met, before = p.step, {k: v.clone() for k, v in model.state_dict().items()}
+            met = p.step
+            before = {k: v.clone() for k, v in model.state_dict().items()}
     tensors, step = Run(tmp_path / 'run').load()
     assert step == met == 20 and all(v.isfinite().all() for v in tensors.values())
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
@@ -508,8 +559,11 @@ def test_not_a_number_in_the_loss(tmp_path):
         def forward(self, z_t, gamma, w=None, y=None):
             out = super().forward(z_t, gamma)
             return out * (float('nan') if self.training and self.calls() == 7 else 1)
-        def calls(self): self.n = getattr(self, 'n', 0) + 1; return self.n
-    torch.manual_seed(0); model = Diffusion(Poisoned(2, 8, 1), Adaptive(-8., 5.), RealCodec(), (2,))
+        def calls(self):
+            self.n = getattr(self, 'n', 0) + 1
+            return self.n
+    torch.manual_seed(0)
+    model = Diffusion(Poisoned(2, 8, 1), Adaptive(-8., 5.), RealCodec(), (2,))
     with pytest.raises(FloatingPointError, match='step 7: diffusion and weighted not finite'):
         for p in fit(model, load('two_moons'), 20, 16, 1e-3, out=tmp_path / 'run', save_every=3,
                      progress=False):
@@ -555,17 +609,21 @@ def test_a_forged_checkpoint_is_refused(tmp_path):
     """Moments of one element and of none, which the fused optimizer would leave behind; weights, averages,
     counters of other shapes and types; names too many and too few; numbers that make no sense. Each with
     right sums. Refused before a step, the name said."""
-    train(tmp_path / 'run', steps=6); run = Run(tmp_path / 'run'); whole = run.checkpoint().read_bytes()
+    train(tmp_path / 'run', steps=6)
+    run = Run(tmp_path / 'run')
+    whole = run.checkpoint().read_bytes()
     tried = 0
     tensors = {k: v.clone() for k, v in run.load()[0].items()} # not mapped from the file that is overwritten
     for name, forged in forgeries(tensors):
         forge(run.checkpoint(), forged)
         with pytest.raises(ValueError) as e: train(run, steps=8)
-        said = str(e.value); tried += 1
+        said = str(e.value)
+        tried += 1
         assert f'{name}' in said and str(run.checkpoint()) in said and '\n' not in said, said
         assert 'another model' in said or 'is not finite' in said or 'is negative' in said, said
     assert tried > 50
-    run.checkpoint().write_bytes(whole); train(run, steps=8)
+    run.checkpoint().write_bytes(whole)
+    train(run, steps=8)
 
 # ---- the data of a run
 
@@ -607,13 +665,17 @@ def test_a_folder_that_is_no_run_yet(tmp_path, monkeypatch):
         with monkeypatch.context() as m, pytest.raises(ValueError, match='too late'):
             m.setattr(training, '_adamw', late)
             train(run)
-    fails(); assert not (tmp_path / 'a').exists()
+    fails()
+    assert not (tmp_path / 'a').exists()
     run.mkdir(parents=True)
     for name in ('log.txt', '.DS_Store', 'nohup.out', '.config.json.0123abcd.tmp'): (run / name).touch()
-    fails(); assert sorted(os.listdir(run)) == ['.DS_Store', 'log.txt', 'nohup.out']
-    train(run, steps=2); assert Run(run).steps == 2
+    fails()
+    assert sorted(os.listdir(run)) == ['.DS_Store', 'log.txt', 'nohup.out']
+    train(run, steps=2)
+    assert Run(run).steps == 2
     file, pictures = tmp_path / 'file', tmp_path / 'pictures'
-    file.touch(); picture(pictures / 'a.png')
+    file.touch()
+    picture(pictures / 'a.png')
     for place, said in ((file, 'is a file: name a folder'), (pictures, 'a.png belongs to no run'),
                         (file / 'run', 'could not be written .Not a directory')):
         with pytest.raises(OSError, match=said) as e: train(place)
@@ -623,11 +685,14 @@ def test_a_missing_checkpoint_is_not_a_new_start(tmp_path):
     """The last one is gone and the one before it is there: refused, the remedy said, the log untouched; from
     the previous one the run goes on to the same end."""
     for out in ('run', 'whole'): train(tmp_path / out, steps=6)
-    run = Run(tmp_path / 'run'); run.checkpoint().unlink(); kept = run.file('log').read_text()
+    run = Run(tmp_path / 'run')
+    run.checkpoint().unlink()
+    kept = run.file('log').read_text()
     with pytest.raises(FileNotFoundError, match='no checkpoint at .*--resume --previous'): train(run, steps=8)
     with pytest.raises(FileNotFoundError, match='--resume --previous'): run.steps
     assert run.file('log').read_text() == kept
-    train(run, steps=8, previous=True); train(tmp_path / 'whole', steps=8)
+    train(run, steps=8, previous=True)
+    train(tmp_path / 'whole', steps=8)
     assert equal(run, tmp_path / 'whole') and log(run) == log(tmp_path / 'whole')
 
 def test_a_deleted_folder_is_not_written_in(tmp_path):
@@ -637,35 +702,45 @@ def test_a_deleted_folder_is_not_written_in(tmp_path):
         steps = fit(tiny(), load('digits'), out=out, **options)
         for _ in range(3): next(steps)
         return steps
-    run = tmp_path / 'run'; first = started(run); shutil.rmtree(run)
+    run = tmp_path / 'run'
+    first = started(run)
+    shutil.rmtree(run)
     with pytest.raises(OSError, match='deleted meanwhile'): next(first)
     assert not run.exists()
-    again = started(run); shutil.rmtree(run)
+    again = started(run)
+    shutil.rmtree(run)
     in_another_process = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); import test_faults; "
     subprocess.run([sys.executable, '-c', in_another_process + f"test_faults.train({str(run)!r}, steps=4)"],
                    env=ENV, check=True, capture_output=True)
     there = tree(run)
     with pytest.raises(OSError, match='deleted meanwhile'): next(again)
     assert tree(run) == there and Run(run).steps == 4
-    emptied = tmp_path / 'emptied'; steps = started(emptied); config = Run(emptied).config
+    emptied = tmp_path / 'emptied'
+    steps = started(emptied)
+    config = Run(emptied).config
     for p in emptied.iterdir(): shutil.rmtree(p) if p.is_dir() else p.unlink()
-    next(steps); steps.close()
+    next(steps)
+    steps.close()
     assert Run(emptied).config == config and Run(emptied).steps == 4
 
 def test_four_evaluations_at_once(tmp_path):
     "Each writes its own pair; the last pair is a pair, whoever read meanwhile saw pairs, nothing is left."
     run = Run(shutil.copytree(ROOT / 'tests' / 'earlier' / 'vdm', tmp_path / 'run'))
-    said, arrays = run.report(), run.per_image(); run.write_report(said, **arrays)
+    said, arrays = run.report(), run.per_image()
+    run.write_report(said, **arrays)
     def many(i):
         for k in range(25):
             shift = 100 * i + k
             moved = dict(arrays, bpd=arrays['bpd'] + shift)
             run.write_report(dict(said, bpd=said['bpd'] + shift), **moved)
-    before, pids = sorted(os.listdir(run)), []
+    before = sorted(os.listdir(run))
+    pids = []
     for i in range(4):
         if not (pid := os.fork()):
             try: many(i)
-            except BaseException: traceback.print_exc(); os._exit(1)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
             os._exit(0)
         pids.append(pid)
     for _ in range(50): assert len(run.per_image()['bpd']) == said['n']

@@ -243,7 +243,9 @@ def test_a_network_that_was_always_told_a_label_wants_one():
 
 def test_no_label_is_zeros_for_edm():
     class Net(torch.nn.Module):
-        img_channels, img_resolution, label_dim = 1, 8, 3
+        img_channels = 1
+        img_resolution = 8
+        label_dim = 3
         def forward(self, noisy, level, told): return noisy * told.sum(1)[:, None, None, None]
     z = torch.randn(2, 1, 8, 8)
     model = from_edm(Net(), vocab=17, unlabelled=True)

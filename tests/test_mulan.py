@@ -87,7 +87,8 @@ def test_resumed_training_of_a_latent_is_the_uninterrupted_one(tmp_path, latent)
 
 def test_half_precision_does_not_touch_the_schedule_or_the_divergence():
     model = rough(mulan((1, 8, 8), 17, **small), 0.1).eval()
-    x, w = digits.test.x[:8], model.latent.prior(8, Rows(torch.Generator().manual_seed(0)))
+    x = digits.test.x[:8]
+    w = model.latent.prior(8, Rows(torch.Generator().manual_seed(0)))
     t = torch.linspace(0, 0.99, 8)
     with torch.no_grad():
         exact = model.gamma(t, w)
@@ -110,7 +111,8 @@ def test_a_step_of_mulan_costs_at_most_1_3_of_vdm():
     programs share the machine."""
     options = dict(channels=32, blocks=2, fourier=(3., 4.), dropout=0.)
     models = [vdm((1, 8, 8), 17, **options), mulan((1, 8, 8), 17, m=16, k=5, **options)]
-    x, ratios = digits.train.x[:128], []
+    x = digits.train.x[:128]
+    ratios = []
     for _ in range(3):
         times = [[], []]
         for _ in range(7):

@@ -18,14 +18,18 @@ wide = dict(cosine=Cosine(), shifted=Cosine(-4.), edm=EDMTraining(), flow=FlowOT
             sampling=EDMSampling(1e-5, 1e5), ddpm=LinearBeta(4000, 1e-9, 0.02))
 few = settings(max_examples=25, deadline=None, derandomize=True)
 
-def cut(schedule): low, high = schedule.ends(); return Truncated(schedule, max(low, -20.), min(high, 20.))
+def cut(schedule):
+    low, high = schedule.ends()
+    return Truncated(schedule, max(low, -20.), min(high, 20.))
 
 @pytest.mark.parametrize('name', wide)
 def test_single_precision_agrees_with_double(name):
     """Over [-20, 20]: level and slope of a time, times and density of a level. A time near one is stored
     to 6e-8 and no better; the level of that time is still right."""
-    schedule, t = cut(wide[name]), torch.linspace(0, 1, 2001)
-    (g, slope), (G, Slope) = gamma_and_slope(schedule, t), gamma_and_slope(schedule, t.double())
+    schedule = cut(wide[name])
+    t = torch.linspace(0, 1, 2001)
+    g, slope = gamma_and_slope(schedule, t)
+    G, Slope = gamma_and_slope(schedule, t.double())
     assert g.dtype == torch.float32 and (g - G).abs().max() < 1e-4 and (slope / Slope - 1).abs().max() < 1e-2
     gamma = torch.linspace(-20, 20, 2001).clamp(*schedule.ends())
     for ours, exact in zip(schedule.times(gamma), schedule.times(gamma.double())):
@@ -51,7 +55,8 @@ def test_infinite_ends_are_infinite():
 def test_truncation_to_any_range(a, b, which):
     low, high = min(a, b), max(a, b)
     if high - low < 1e-3: return
-    schedule, t = Truncated(wide[which], low, high), torch.linspace(0, 1, 101, dtype=torch.float64)
+    schedule = Truncated(wide[which], low, high)
+    t = torch.linspace(0, 1, 101, dtype=torch.float64)
     gamma, slope = gamma_and_slope(schedule, t)
     assert_close(gamma[[0, -1]], gamma.new_tensor([low, high]), rtol=0, atol=1e-9)
     assert (gamma.diff() > 0).all()
@@ -70,7 +75,8 @@ def test_weightings_follow_their_parameters(m, s, d):
     ratio = implied_weighting(partial(edm_prediction,
                                       sigma_data=s), EDMTraining(m, s))(l) / edm_weighting(l, m, s, s)
     assert_close(ratio, torch.full_like(l, 2 / s**2), rtol=1e-9, atol=0)
-    shift = 2 * math.log(64 / d); ratio = implied_weighting(v_prediction, Cosine(shift))(l) / v_weighting(l)
+    shift = 2 * math.log(64 / d)
+    ratio = implied_weighting(v_prediction, Cosine(shift))(l) / v_weighting(l)
     assert_close(ratio / ratio[100], torch.cosh(l / 2) / torch.cosh((l - shift) / 2) * math.cosh(shift / 2),
                  rtol=1e-9, atol=0)
 
@@ -84,7 +90,8 @@ def test_a_truncated_schedule_implies_the_same_weighting_up_to_a_constant():
 @pytest.mark.parametrize('name', weightings)
 def test_weightings_are_positive_and_keep_shape_and_dtype(name):
     for dtype in (torch.float32, torch.float64):
-        l = torch.linspace(-20, 20, 12, dtype=dtype).reshape(3, 1, 4); w = weightings[name](l)
+        l = torch.linspace(-20, 20, 12, dtype=dtype).reshape(3, 1, 4)
+        w = weightings[name](l)
         assert w.shape == l.shape and w.dtype == dtype and (w >= 0).all() and (w[l < 11] > 0).all()
 
 def test_monotone_is_computed():
@@ -95,48 +102,61 @@ def test_monotone_is_computed():
 # --- adaptive -----------------------------------------------------------------------------------------------
 
 def fed(steps=50, **kwargs):
-    torch.manual_seed(0); schedule = Adaptive(-8., 5., bins=20, decay=0.9, **kwargs)
+    torch.manual_seed(0)
+    schedule = Adaptive(-8., 5., bins=20, decay=0.9, **kwargs)
     for _ in range(steps):
         g = schedule(torch.rand(64, 1))
         schedule.observe(g, torch.exp(-g / 3) * torch.ones(1, 3))
     return schedule
 
 def test_observe_averages_dimensions_and_examples_and_leaves_other_bins():
-    schedule = Adaptive(0., 4., bins=4, decay=0.75); schedule.visits.fill_(1e6)  # the short start is over
+    schedule = Adaptive(0., 4., bins=4, decay=0.75)
+    schedule.visits.fill_(1e6)  # the short start is over
     # bin 0: mean of 2 and 6; bin 2: 10
     schedule.observe(torch.tensor([[0.5], [0.9], [2.5]]), torch.tensor([[1., 3.], [5., 7.], [9., 11.]]))
     assert_close(schedule.average, torch.tensor([0.75 + 4 / 4, 1., 0.75 + 10 / 4, 1.]))
-    times, gammas = schedule.knots(); a = schedule.average
-    assert_close(times.diff(), 0.99 * a / a.sum() + 0.01 / 4); assert_close(gammas, torch.arange(5.))
+    times, gammas = schedule.knots()
+    a = schedule.average
+    assert_close(times.diff(), 0.99 * a / a.sum() + 0.01 / 4)
+    assert_close(gammas, torch.arange(5.))
     schedule.observe(torch.tensor(3.5), torch.full((2, 1, 2, 2), 5.))
     assert_close(schedule.average[3], torch.tensor(0.75 + 5 / 4))  # gamma broadcasts
 
 def test_state_dict_round_trip_and_copies():
-    schedule, fresh = fed(), Adaptive(-8., 5., bins=20)
+    schedule = fed()
+    fresh = Adaptive(-8., 5., bins=20)
     fresh.load_state_dict(schedule.state_dict())
     t = torch.linspace(0, 1, 101)
     assert (not torch.equal(schedule.average, torch.ones(20)) and torch.equal(fresh(t), schedule(t))
             and torch.equal(copy.deepcopy(schedule)(t), schedule(t)))
     model = Diffusion(Net(), fed(), Codec(17), (3,))
     average = AveragedModel(model, multi_avg_fn=lambda a, b, n: None)
-    model.train(); x = torch.randint(17, (32, 3))
-    model(x); assert not torch.equal(average.module.schedule.average, model.schedule.average)
+    model.train()
+    x = torch.randint(17, (32, 3))
+    model(x)
+    assert not torch.equal(average.module.schedule.average, model.schedule.average)
     average.update_parameters(model)
     assert torch.equal(average.module.schedule.average, model.schedule.average)
-    before = model.schedule.average.clone(); model.eval()(x)
+    before = model.schedule.average.clone()
+    model.eval()(x)
     assert torch.equal(model.schedule.average, before), 'evaluation must not teach the schedule'
     assert schedule.double()(t.double()).dtype == torch.float64 and schedule.float()(t).dtype == torch.float32
 
 def test_the_model_shows_the_weighted_error():
     class Seen(Linear):
         def observe(self, gamma, loss): self.seen = gamma, loss
-    weighting = lambda l: torch.exp(-l / 2); torch.manual_seed(0)
-    x, net = torch.randint(17, (8, 3)), Net(); losses = []
+    weighting = lambda l: torch.exp(-l / 2)
+    torch.manual_seed(0)
+    x = torch.randint(17, (8, 3))
+    net = Net()
+    losses = []
     for w in (weightings['elbo'], weighting):
         model = Diffusion(net, Seen(-5., 4.), Codec(17), (3,), weighting=w)
         terms = model(x, t=torch.rand(8, generator=torch.Generator().manual_seed(3)),
                       rows=Rows(torch.Generator().manual_seed(1)))
-        gamma, loss = model.schedule.seen; losses.append(loss); assert not loss.requires_grad
+        gamma, loss = model.schedule.seen
+        losses.append(loss)
+        assert not loss.requires_grad
         assert_close(terms.weighted, 0.5 * 9. * loss.sum(1))  # the slope is 9
     assert_close(losses[1], weighting(-gamma) * losses[0])
 
@@ -145,7 +165,8 @@ def worker(rank, path, results):
     dist.init_process_group('gloo', init_method=f'file://{path}', rank=rank, world_size=2)
     torch.manual_seed(rank)
     # of different sizes too
-    schedule = Adaptive(-8., 5., bins=10, decay=0.5); g = torch.rand(16 + 16 * rank, 1) * 13 - 8
+    schedule = Adaptive(-8., 5., bins=10, decay=0.5)
+    g = torch.rand(16 + 16 * rank, 1) * 13 - 8
     schedule.observe(g, g.exp())
     torch.save((schedule.average, g), f'{results}/{rank}.pt')
     dist.destroy_process_group()
@@ -154,9 +175,11 @@ def test_processes_keep_the_same_schedule(tmp_path):
     torch.multiprocessing.start_processes(worker, (str(tmp_path / 'init'), str(tmp_path)), nprocs=2,
                                           start_method='spawn')
     (a, g), (b, h) = (torch.load(tmp_path / f'{rank}.pt') for rank in (0, 1))
-    alone = Adaptive(-8., 5., bins=10, decay=0.5); both = torch.cat([g, h])
+    alone = Adaptive(-8., 5., bins=10, decay=0.5)
+    both = torch.cat([g, h])
     alone.observe(both, both.exp())
-    assert torch.equal(a, b); assert_close(a, alone.average)
+    assert torch.equal(a, b)
+    assert_close(a, alone.average)
 
 @given(values=st.lists(st.tuples(st.floats(-30, 30),
                                  st.floats(allow_nan=True, allow_infinity=True, width=32)),
@@ -186,15 +209,19 @@ def test_interior_follows_the_second_moment_through_a_network(name):
     """The gradient of mean L^2 over mean L for the interior; of the mean loss for the ends and the
     network; one call of the network."""
     torch.manual_seed(0)
-    net, schedule, x, t = (Net(), Monotone(-6., 4., features=8), torch.randint(17, (32, 3)),
-                           torch.rand(32).double())
+    net = Net()
+    schedule = Monotone(-6., 4., features=8)
+    x = torch.randint(17, (32, 3))
+    t = torch.rand(32).double()
     def build(variance):
         return Diffusion(net, schedule, Codec(17), (3,), weighting=weightings[name], prediction=v_prediction,
                          variance=variance).double().train()
     def draw(model): return model(x, t=t, rows=Rows(torch.Generator().manual_seed(2)))
     inside = list(schedule.interior().values())
     others = [schedule.gamma_min, schedule.log_range, *net.parameters()]
-    plain = draw(build(False)); L = plain.weighted; calls = net.calls
+    plain = draw(build(False))
+    L = plain.weighted
+    calls = net.calls
     split = draw(build(True))
     assert net.calls == calls + 1
     for a, b in zip(plain, split): assert torch.equal(a, b)
@@ -211,8 +238,11 @@ def test_interior_follows_the_second_moment_through_a_network(name):
 
 def test_variance_applies_to_training_in_continuous_time_only():
     torch.manual_seed(0)
-    schedule, x, t = Monotone(-6., 4., features=8), torch.randint(17, (16, 3)), torch.rand(16)
-    net, inside = Net(), list(schedule.interior().values())
+    schedule = Monotone(-6., 4., features=8)
+    x = torch.randint(17, (16, 3))
+    t = torch.rand(16)
+    net = Net()
+    inside = list(schedule.interior().values())
     def grads(variance, train=True, T=None):
         model = Diffusion(net, schedule, Codec(17), (3,), variance=variance).train(train)
         rows = Rows(torch.Generator().manual_seed(2))

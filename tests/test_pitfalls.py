@@ -23,8 +23,10 @@ def test_bits_are_nats_divided_by_log_two():
 
 def test_reconstruction_is_taken_at_a_drawn_z_0_and_divides_by_alpha_once():
     "0.0108 bits/dim at gamma_0 = -13.3; exactly 0 would mean z_0 = x, 0.033 a second division."
-    torch.manual_seed(0); x = torch.randint(256, (4000, 1, 4, 4))
-    bits = bits_per_dim(model()(x).reconstruction, (1, 4, 4)); se = bits.std() / len(x)**0.5
+    torch.manual_seed(0)
+    x = torch.randint(256, (4000, 1, 4, 4))
+    bits = bits_per_dim(model()(x).reconstruction, (1, 4, 4))
+    se = bits.std() / len(x)**0.5
     y = Codec(256).encode(torch.arange(256), torch.float64)
     grid = torch.linspace(-9, 9, 4001, dtype=torch.float64)
     density = torch.exp(-grid**2 / 2) / math.sqrt(2 * math.pi) * (grid[1] - grid[0])
@@ -49,10 +51,13 @@ def test_the_discrete_index_stays_within_the_steps():
     assert_close(gamma.flatten(), m.schedule(torch.tensor([1., 1., 0.001])))
 
 def test_monotone_network_keeps_its_ends_while_it_learns():
-    torch.manual_seed(0); s = Monotone(-13.3, 5., learn_ends=False)
+    torch.manual_seed(0)
+    s = Monotone(-13.3, 5., learn_ends=False)
     opt = torch.optim.SGD(s.parameters(), 100.)
     for _ in range(20):
-        opt.zero_grad(); (s(torch.rand(64)) - 5).square().mean().backward(); opt.step()
+        opt.zero_grad()
+        (s(torch.rand(64)) - 5).square().mean().backward()
+        opt.step()
         assert_close(s(torch.tensor([0., 1.])), torch.tensor([-13.3, 5.]))
 
 def test_average_is_taken_after_the_step():
@@ -62,9 +67,11 @@ def test_average_is_taken_after_the_step():
 
 def test_loss_is_per_example_whatever_the_batch():
     "Terms of one example do not depend on how many stand beside it."
-    x, t = torch.randint(256, (6, 1, 4, 4)), torch.rand(6).double()
+    x = torch.randint(256, (6, 1, 4, 4))
+    t = torch.rand(6).double()
     whole = model()(x, t=t, rows=Rows(torch.Generator().manual_seed(0)))
-    assert_close(whole.prior[:2], model()(x[:2], t=t[:2]).prior); assert whole.vlb.shape == (6,)
+    assert_close(whole.prior[:2], model()(x[:2], t=t[:2]).prior)
+    assert whole.vlb.shape == (6,)
 
 def test_one_noise_is_not_shared_by_all_images():
     terms = model()(torch.zeros(2000, 1, 4, 4, dtype=torch.long), t=torch.full((2000,), 0.5).double())
@@ -82,19 +89,24 @@ def test_noise_of_z_0_is_not_the_noise_of_z_t():
 @pytest.mark.parametrize('gamma', [-20., 20.])
 def test_extremes_of_gamma_in_single_precision(gamma):
     "Every term within 1e-3 of double precision, and nothing that is not a number."
-    x, t = torch.randint(256, (32, 1, 4, 4)), torch.linspace(0, 0.999, 32)
+    x = torch.randint(256, (32, 1, 4, 4))
+    t = torch.linspace(0, 0.999, 32)
     build = lambda: Diffusion(Zero(), Linear(min(gamma, -19.), max(gamma, 19.)), Codec(256), (1, 4, 4),
                               prediction=x_prediction)
-    torch.manual_seed(0); noise = torch.randn(2, 32, 1, 4, 4)
+    torch.manual_seed(0)
+    noise = torch.randn(2, 32, 1, 4, 4)
     def terms(m, dtype):
-        draws = iter(noise.to(dtype)); original = torch.randn
+        draws = iter(noise.to(dtype))
+        original = torch.randn
         torch.randn = lambda *a, **k: next(draws)
         try: return m(x, t=t.to(dtype))
         finally: torch.randn = original
     for a, b in zip(terms(build(), torch.float32), terms(build().double(), torch.float64)):
-        assert a.isfinite().all(); assert_close(a.double(), b, rtol=1e-3, atol=1e-3)
+        assert a.isfinite().all()
+        assert_close(a.double(), b, rtol=1e-3, atol=1e-3)
 
 def test_decoding_is_the_inverse_of_coding():
     for vocab in (2, 17, 256, 65536):
-        k = torch.arange(vocab); g = torch.tensor(-10.).double()
+        k = torch.arange(vocab)
+        g = torch.tensor(-10.).double()
         assert torch.equal(Codec(vocab).decode(alpha(g) * Codec(vocab).encode(k, torch.float64), g), k)

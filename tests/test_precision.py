@@ -15,7 +15,8 @@ from mulan_vdm.schedules import Linear
 from mulan_vdm.systems import mulan, repvdm, vdm, vdmpp
 from mulan_vdm.training import fit
 
-SHAPE, VOCAB = (1, 4, 4), 8
+SHAPE = (1, 4, 4)
+VOCAB = 8
 BUILD = dict(
     vdm=partial(vdm, channels=8, blocks=1, fourier=(), dropout=0., schedule='monotone', gamma_min=-7.),
     vdmpp=partial(vdmpp, network='unet', channels=8, blocks=1, attention=(), fourier=(), gamma_min=-7.,

@@ -21,7 +21,8 @@ from mulan_vdm.systems import predictions, presets, systems
 def cases(n):
     return settings(max_examples=n, derandomize=True, deadline=None, database=None,
                     suppress_health_check=list(HealthCheck))
-seeds, floats = st.integers(0, 2**31), lambda low, high: st.floats(low, high, allow_nan=False, width=32)
+seeds = st.integers(0, 2**31)
+floats = lambda low, high: st.floats(low, high, allow_nan=False, width=32)
 events = st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple)
 exact = torch.float64
 
@@ -38,11 +39,14 @@ def test_codec_is_the_full_softmax(vocab, event, gamma, dtype, kind, seed):
     single, within the error that the rounding of z_0 itself makes."""
     vocab = min(vocab, 256) if kind == torch.uint8 else vocab
     k = torch.randint(vocab, (3, *event), generator=torch.Generator().manual_seed(seed)).to(kind)
-    codec, g = Codec(vocab), torch.tensor(gamma, dtype=dtype)
+    codec = Codec(vocab)
+    g = torch.tensor(gamma, dtype=dtype)
     codec.check(k)
     z = diffuse(codec.encode(k, dtype), g, randn(seed, 3, *event, dtype=dtype))
     got = codec.log_prob(k, z, g)
-    y, g64 = z.double() / alpha(g.double()), g.double(); levels = codec.encode(torch.arange(vocab), exact)
+    y = z.double() / alpha(g.double())
+    g64 = g.double()
+    levels = codec.encode(torch.arange(vocab), exact)
     full = (-0.5 * torch.exp(-g64)
             * (y[..., None] - levels)**2).log_softmax(-1).gather(-1, k.long()[..., None])[..., 0]
     eps = torch.finfo(dtype).eps
@@ -58,7 +62,8 @@ def test_codec_round_trip(vocab, seed, gamma):
     "Every level comes back, at noise too small to hide it, and lies inside [-1, 1]."
     k = torch.cat([torch.tensor([0, vocab - 1]),
                    torch.randint(vocab, (20,), generator=torch.Generator().manual_seed(seed))])
-    codec = Codec(vocab); x = codec.encode(k, exact)
+    codec = Codec(vocab)
+    x = codec.encode(k, exact)
     assert (x.abs() < 1).all() and torch.equal(codec.decode(alpha(torch.tensor(gamma, dtype=exact)) * x,
                                                             torch.tensor(gamma, dtype=exact)), k)
 
@@ -83,18 +88,22 @@ def test_codec_refuses_what_it_cannot_code(vocab, level, kind):
 def test_kernel_and_predictions(a, b, seed, name):
     "Steps compose, Bayes holds, and every prediction gives back data and noise, in double precision."
     s, t = sorted((a, b))
-    g_s, g_t = torch.tensor(s, dtype=exact), torch.tensor(t + 0.01, dtype=exact)
+    g_s = torch.tensor(s, dtype=exact)
+    g_t = torch.tensor(t + 0.01, dtype=exact)
     x, eps = randn(seed, 2, 8)
     scale, std = transition(g_s, g_t)
     assert_close(alpha(g_s) * scale, alpha(g_t), rtol=1e-9, atol=0)
     assert_close((scale * sigma(g_s))**2 + std**2, sigma(g_t)**2, rtol=1e-9, atol=0)
-    z_t = diffuse(x, g_t, eps); mean, spread = posterior(z_t, x, g_s, g_t)
+    z_t = diffuse(x, g_t, eps)
+    mean, spread = posterior(z_t, x, g_s, g_t)
     precision = 1 / sigma(g_s)**2 + scale**2 / std**2
     assert_close(spread**2, 1 / precision, rtol=1e-6, atol=0)
     assert_close(mean, (alpha(g_s) * x / sigma(g_s)**2 + scale * z_t / std**2) / precision,
                  rtol=1e-5, atol=1e-7)
-    f_x, f_eps = predictions[name](g_t); F = f_x * x + f_eps * eps
-    x_hat, eps_hat = to_x_eps(F, z_t, g_t, predictions[name]); size = 1 + math.exp(abs(t) / 2)
+    f_x, f_eps = predictions[name](g_t)
+    F = f_x * x + f_eps * eps
+    x_hat, eps_hat = to_x_eps(F, z_t, g_t, predictions[name])
+    size = 1 + math.exp(abs(t) / 2)
     assert_close(x_hat, x, rtol=0, atol=1e-12 * size**2)
     assert_close(eps_hat, eps, rtol=0, atol=1e-12 * size**2)
 
@@ -120,7 +129,8 @@ def test_schedules_climb_from_end_to_end(kind, low, width, seed):
     assert_close(gamma[[0, -1]].mean(1), torch.tensor([low, low + width], dtype=exact), rtol=0,
                  atol=1e-4 * (1 + abs(low) + width))
     assert (gamma.diff(dim=0) >= -1e-9 * width).all() and (slope >= 0).all()
-    inner = 0.3 + 0.4 * t[5:36]; h = 1e-6
+    inner = 0.3 + 0.4 * t[5:36]
+    h = 1e-6
     with torch.no_grad():
         rise = (schedule(inner + h) - schedule(inner - h)) / (2 * h)
         at = gamma_and_slope(schedule, inner)[1]
@@ -134,8 +144,8 @@ def test_schedules_climb_from_end_to_end(kind, low, width, seed):
 @given(st.integers(1, 40), st.integers(1, 9), seeds)
 def test_shares_are_rows(n, world, seed):
     "Times and noise of every share are rows of the whole batch's."
-    whole_t, g = (low_discrepancy_times(n * world, Rows(torch.Generator().manual_seed(seed))),
-                  torch.Generator().manual_seed(seed))
+    whole_t = low_discrepancy_times(n * world, Rows(torch.Generator().manual_seed(seed)))
+    g = torch.Generator().manual_seed(seed)
     whole = torch.randn(n * world, 2, generator=g), torch.rand(n * world, generator=g)
     assert (whole_t >= 0).all() and (whole_t < 1).all()
     assert_close(whole_t.double().sort().values.diff(),
@@ -158,7 +168,9 @@ def test_batches_visit_every_example_once(n, per, world, step, seed):
     assert torch.equal(torch.stack(parts, 1).reshape(-1),
                        torch.from_numpy(batch_indices(n, size, seed, step)))
 
-def np_concat(parts): import numpy as np; return np.concatenate(parts)
+def np_concat(parts):
+    import numpy as np
+    return np.concatenate(parts)
 
 # ---- latents
 
@@ -166,10 +178,13 @@ def np_concat(parts): import numpy as np; return np.concatenate(parts)
 @given(st.integers(1, 7), st.integers(1, 7), floats(0, 6), seeds)
 def test_subsets_by_enumeration(m, k, scale, seed):
     "Partition function, probabilities, marginals and divergence against all subsets."
-    k = min(k, m); theta = scale * randn(seed, 2, m)
+    k = min(k, m)
+    theta = scale * randn(seed, 2, m)
     every = torch.tensor([[float(i in s) for i in range(m)] for s in itertools.combinations(range(m), k)],
                          dtype=exact)
-    scores = theta @ every.T; log_q = scores.log_softmax(-1); q = log_q.exp()
+    scores = theta @ every.T
+    log_q = scores.log_softmax(-1)
+    q = log_q.exp()
     assert_close(log_partition(theta, k), scores.logsumexp(-1), rtol=1e-8, atol=1e-8)
     assert_close(marginals(theta, k), q @ every, rtol=1e-7, atol=1e-9)
     for i, w in enumerate(every[:5]):
@@ -202,14 +217,17 @@ def test_single_precision_at_the_ends(low, high, which, T, vocab, seed):
     """gamma to -20 and 20: in single precision every term is finite and within a thousandth of double
     precision, or within 1e-4 nats per dimension. The loss of a long step is rate / 2 times the square
     of a small error, which rounding moves by its own size: four times that is allowed."""
-    torch.manual_seed(seed); net = Optimal() if which == 'optimal' else MLP(6, 16, 1)
+    torch.manual_seed(seed)
+    net = Optimal() if which == 'optimal' else MLP(6, 16, 1)
     if which == 'net': nn.init.normal_(net.out.weight, std=0.1)
     model = Diffusion(net, Linear(low, high), Codec(vocab), (6,)).eval()
-    x = torch.randint(vocab, (16, 6)); t = low_discrepancy_times(16)
+    x = torch.randint(vocab, (16, 6))
+    t = low_discrepancy_times(16)
     def terms(model):
         with torch.no_grad(), OneNoise():
             return model(x, T=T, t=t, rows=Rows(torch.Generator().manual_seed(seed)))
-    single, double = terms(model), terms(model.double())
+    single = terms(model)
+    double = terms(model.double())
     rate = high - low if T is None else T * math.expm1((high - low) / T)
     rounding = torch.finfo(torch.float32).eps
     for name, a, b in zip(single._fields, single, double):
@@ -222,12 +240,16 @@ def test_single_precision_at_the_ends(low, high, which, T, vocab, seed):
 def test_gaussian_data_have_a_closed_form(low, width, D, T):
     """The discrete loss is the closed sum, never below the continuous one, for data that are normal with
     standard deviation 1/2; double precision."""
-    s2, schedule = 0.25, Linear(low, low + width).double()
-    n = T or 400; g = schedule(torch.arange(n + 1, dtype=exact) / n)
-    snr = torch.exp(-g); mse = s2 * snr[1:] / (1 + s2 * snr[1:])
+    s2 = 0.25
+    schedule = Linear(low, low + width).double()
+    n = T or 400
+    g = schedule(torch.arange(n + 1, dtype=exact) / n)
+    snr = torch.exp(-g)
+    mse = s2 * snr[1:] / (1 + s2 * snr[1:])
     closed = 0.5 * D * (discrete_rate(g[:-1], g[1:], n) / n * mse).sum()
     limit = 0.5 * D * torch.log((1 + s2 * snr[0]) / (1 + s2 * snr[-1]))
-    i = torch.arange(n, dtype=exact); model = Diffusion(Optimal(), schedule, RealCodec(), (D,)).double()
+    i = torch.arange(n, dtype=exact)
+    model = Diffusion(Optimal(), schedule, RealCodec(), (D,)).double()
     gamma, rate = model.gamma_and_rate((i[:, None] + 0.5) / n, n)
     assert_close((0.5 * D * rate[:, 0] * mse).mean(), closed, rtol=1e-9, atol=0)
     assert closed >= limit * (1 - 1e-9)
@@ -253,10 +275,13 @@ def test_fit_refuses_settings(name, value, seed):
        st.sampled_from([None, 0, -1, 3]))
 def test_model_refuses_or_answers(event, shape, n, kind, top, T):
     "Other shapes, types, levels or steps: one line. Otherwise one finite number per example and term."
-    model = Diffusion(Optimal(), Linear(-8., 5.), Codec(17), event); x = torch.full((n, *shape), top).to(kind)
+    model = Diffusion(Optimal(), Linear(-8., 5.), Codec(17), event)
+    x = torch.full((n, *shape), top).to(kind)
     fine = (shape == event and kind in (torch.uint8, torch.int64) and top < 17 and n > 0
             and (T is None or T >= 1))
-    if fine: assert all(v.shape == (n,) and v.isfinite().all() for v in model(x, T=T)); return
+    if fine:
+        assert all(v.shape == (n,) and v.isfinite().all() for v in model(x, T=T))
+        return
     with pytest.raises((ValueError, TypeError)) as e: model(x, T=T)
     assert '\n' not in str(e.value)
 
@@ -282,7 +307,9 @@ def words(flags):
 @pytest.fixture(scope='module')
 def place(tmp_path_factory):
     "An empty place, and a run of two steps."
-    here = tmp_path_factory.mktemp('words'); patch = pytest.MonkeyPatch(); patch.chdir(here)
+    here = tmp_path_factory.mktemp('words')
+    patch = pytest.MonkeyPatch()
+    patch.chdir(here)
     for _ in training.fit(Diffusion(MLP(2, 8, 1), Linear(-8., 5.), RealCodec(), (2,)),
                           load('two_moons'), 2, 8, out='foreign',
                           config=dict(system='vdm', data=dict(name='two_moons'),
@@ -332,17 +359,21 @@ def memory():
 
 def long_run(steps, out):
     "Growth in MiB and in tensors between a fifth of the way and the end."
-    torch.manual_seed(0); model = Diffusion(MLP(2, 4, 1), Adaptive(-8., 5.), RealCodec(), (2,)); at = {}
+    torch.manual_seed(0)
+    model = Diffusion(MLP(2, 4, 1), Adaptive(-8., 5.), RealCodec(), (2,))
+    at = {}
     for p in training.fit(model, load('two_moons'), steps, 4, 1e-3, out=out, log_every=50,
                           save_every=steps // 5, progress=False):
         if p.step in (steps // 5, steps):
             at[p.step] = memory(), sum(torch.is_tensor(o) for o in gc.get_objects())
     assert all(v.isfinite().all() for v in p.model.state_dict().values())
-    (before, tensors), (after, later) = at.values(); return after - before, later - tensors
+    (before, tensors), (after, later) = at.values()
+    return after - before, later - tensors
 
 @pytest.mark.bench
 @pytest.mark.skipif(not os.path.exists('/proc/self/statm'), reason='memory is read from /proc')
 @pytest.mark.parametrize('steps', [1500, 10_000])
 def test_memory_stays_flat(tmp_path, steps):
     "Less than 4 MiB and no tensor more, however many steps."
-    growth, tensors = long_run(steps, tmp_path / 'run'); assert growth < 4 and tensors <= 0, (growth, tensors)
+    growth, tensors = long_run(steps, tmp_path / 'run')
+    assert growth < 4 and tensors <= 0, (growth, tensors)

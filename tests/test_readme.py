@@ -20,9 +20,11 @@ def test_the_example_prints_what_it_shows(capsys):
     figures of so short a training are another processor's own."""
     code, shown = re.search(r'^```python\n(import torch.*?)^```\n+```\n(.*?)^```', text, re.M | re.S).groups()
     assert len([l for l in code.splitlines() if l.strip()]) <= 8  # "Eight lines"
-    scope = {}; exec(code, scope)
+    scope = {}
+    exec(code, scope)
     for table in (capsys.readouterr().out, shown):
-        terms = numbers(table); total, se = terms.pop('total')
+        terms = numbers(table)
+        total, se = terms.pop('total')
         assert terms.keys() == {'reconstruction', 'prior', 'diffusion', 'latent'}
         assert abs(total - sum(mean for mean, _ in terms.values())) < 5 * 5e-5  # five roundings
         assert 0 < total < math.log2(17) - 5 * se
@@ -33,9 +35,14 @@ def small(tmp_path_factory):
     """The package with less to do: a thousandth of the training steps, two draws, four images for the
     flow, few sampling steps."""
     from mulan_vdm import reports, training
-    patch, here = pytest.MonkeyPatch(), tmp_path_factory.mktemp('readme'); patch.chdir(here)
-    fit, evaluate, flow, sample, figures = (training.fit, reports.evaluate, reports.ode_evaluate,
-                                            reports.sample, reports.latent_figures)
+    patch = pytest.MonkeyPatch()
+    here = tmp_path_factory.mktemp('readme')
+    patch.chdir(here)
+    fit = training.fit
+    evaluate = reports.evaluate
+    flow = reports.ode_evaluate
+    sample = reports.sample
+    figures = reports.latent_figures
     # wrapped: flags are read from its signature
     patch.setattr(training, 'fit',
                   functools.wraps(fit)(lambda *a, steps=3000, **k: fit(*a, steps=max(2, steps // 1000),

@@ -12,8 +12,10 @@ from mulan_vdm import load_run
 from mulan_vdm.foreign import convert
 from mulan_vdm.processes import Rows
 
-LOW, HIGH = -13.3, 5.
-WIDTH, SIDE = 64, 32
+LOW = -13.3
+HIGH = 5.
+WIDTH = 64
+SIDE = 32
 
 
 # the forward pass, float64

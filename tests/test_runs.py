@@ -74,7 +74,8 @@ def test_it_continues_as_it_did(name, digits, tmp_path):
     for step in fit(build(config), digits, out=run, config=config, resume=True, progress=False, **settings):
         pass
     assert step.step == 24
-    found, said = lines(run / 'metrics.jsonl'), lines(earlier / name / 'continued.jsonl')
+    found = lines(run / 'metrics.jsonl')
+    said = lines(earlier / name / 'continued.jsonl')
     assert [line['step'] for line in found] == [*range(1, 25)]
     labelled = config['model'].get('classes', 0) > 0
     compared = ['prior', 'latent', 'lr']

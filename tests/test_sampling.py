@@ -22,7 +22,9 @@ ends = 2 * math.log(0.002), 2 * math.log(80.)  # EDM's smallest and largest sigm
 class Preconditioned(nn.Module):
     "EDM's network: F(c_in y, c_noise), by its own formulas; also counts its calls."
     def __init__(self):
-        super().__init__(); torch.manual_seed(0); self.calls = []
+        super().__init__()
+        torch.manual_seed(0)
+        self.calls = []
         self.layers = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(),
                                     nn.Linear(32, 3))
         self.label = nn.Embedding(3, 3)
@@ -48,8 +50,10 @@ def edm_sampler(net, x, N, noise, S_churn=0., S_tmin=0., S_tmax=math.inf,
     t = [(high**(1 / rho) + i / (N - 1) * (low**(1 / rho) - high**(1 / rho)))**rho for i in range(N)] + [0.]
     for i in range(N):
         churn = min(S_churn / N, math.sqrt(2) - 1) if S_tmin <= t[i] <= S_tmax else 0.
-        hat = t[i] + churn * t[i]; x_hat = x + math.sqrt(hat**2 - t[i]**2) * S_noise * noise[min(i, N - 2)]
-        d = (x_hat - D(net, x_hat, hat)) / hat; x = x_hat + (t[i + 1] - hat) * d
+        hat = t[i] + churn * t[i]
+        x_hat = x + math.sqrt(hat**2 - t[i]**2) * S_noise * noise[min(i, N - 2)]
+        d = (x_hat - D(net, x_hat, hat)) / hat
+        x = x_hat + (t[i + 1] - hat) * d
         if t[i + 1]: x = x_hat + (t[i + 1] - hat) * (d / 2 + (x - D(net, x, t[i + 1])) / t[i + 1] / 2)
     return x
 
@@ -57,7 +61,9 @@ def edm_sampler(net, x, N, noise, S_churn=0., S_tmin=0., S_tmax=math.inf,
                          [None, dict(S_churn=40., S_tmin=0.05, S_tmax=50., S_noise=1.003),
                           dict(S_churn=3., S_tmin=0.01, S_tmax=math.inf, S_noise=1.), dict(S_churn=0.)])
 def test_heun_is_the_algorithm_of_edm(churn):
-    model, N = edm(), 18; g = generator()
+    model = edm()
+    N = 18
+    g = generator()
     draws = [torch.randn(7, 3, generator=g, dtype=torch.float64) for _ in range(N)]
     start = draws[0] / alpha(torch.tensor(ends[1]).double())
     step = 'heun' if churn is None else churned_heun(**churn)
@@ -69,21 +75,28 @@ def test_heun_is_the_algorithm_of_edm(churn):
     assert (((theirs - plain).abs().max() > 1e-2) == bool(churn and churn['S_churn']))
 
 def test_edm_denoiser_is_the_prediction():
-    model = edm(); y = torch.randn(6, 3, generator=generator()).double() * 3
+    model = edm()
+    y = torch.randn(6, 3, generator=generator()).double() * 3
     for s in (0.002, 0.5, 7., 80.):
         gamma = torch.full((6, 1), 2 * math.log(s), dtype=torch.float64)
         assert_close(model.denoise_at(alpha(gamma) * y, gamma)[0], D(model.net, y, s), rtol=0, atol=1e-9)
 
 def test_2m_is_the_algorithm_of_dpm_solver():
     "Lu et al. 2022, algorithm 2, in their lambda = log(alpha / sigma) and r."
-    model, N = edm(), 12; lam = -torch.linspace(ends[1], ends[0], N + 1, dtype=torch.float64) / 2
-    a, s = (1 / (1 + torch.exp(-2 * lam))).sqrt(), (1 / (1 + torch.exp(2 * lam))).sqrt()
-    x, Q = torch.randn(5, 3, generator=generator(), dtype=torch.float64), []
+    model = edm()
+    N = 12
+    lam = -torch.linspace(ends[1], ends[0], N + 1, dtype=torch.float64) / 2
+    a = (1 / (1 + torch.exp(-2 * lam))).sqrt()
+    s = (1 / (1 + torch.exp(2 * lam))).sqrt()
+    x = torch.randn(5, 3, generator=generator(), dtype=torch.float64)
+    Q = []
     for i in range(1, N + 1):
         Q.append(model.denoise_at(x, torch.full((5, 1), -2 * lam[i - 1].item(), dtype=torch.float64))[0])
         h = lam[i] - lam[i - 1]
         if i == 1: dd = Q[0]
-        else: r = (lam[i - 1] - lam[i - 2]) / h; dd = (1 + 1 / (2 * r)) * Q[-1] - 1 / (2 * r) * Q[-2]
+        else:
+            r = (lam[i - 1] - lam[i - 2]) / h
+            dd = (1 + 1 / (2 * r)) * Q[-1] - 1 / (2 * r) * Q[-2]
         x = s[i] / s[i - 1] * x - a[i] * (torch.exp(-h) - 1) * dd
     *_, last = trajectory(model, 5, N, step='dpmpp_2m', grid='logsnr', generator=generator())
     assert_close(last.z, x, rtol=0, atol=1e-9)
@@ -101,7 +114,8 @@ def test_ode_agrees_with_another_solver():
     assert_close(sample(model, 5, 400, step='heun', grid='rho', generator=generator()), y, rtol=0, atol=1e-3)
 
 def gaussian(schedule=None):
-    torch.manual_seed(1); A = torch.randn(3, 3).double()
+    torch.manual_seed(1)
+    A = torch.randn(3, 3).double()
     return Diffusion(GaussianOracle(torch.randn(3).double(), A @ A.T + 0.1 * torch.eye(3).double()),
                      schedule or Linear(-10., 8.), RealCodec(), (3,),
                      prediction=x_prediction).double().requires_grad_(False)
@@ -117,7 +131,8 @@ def test_ode_of_a_gaussian_is_the_closed_form():
 
 def per_pixel(latent=False):
     "A schedule per pixel, from a latent if there is one."
-    torch.manual_seed(2); network = Coefficients(2, 3, (3,)) if latent else None
+    torch.manual_seed(2)
+    network = Coefficients(2, 3, (3,)) if latent else None
     schedule = Polynomial((3,), -10., 8., network=network).double()
     nn.init.normal_(schedule.coefficients, std=0.5)
     if latent: nn.init.normal_(network.layers[-1].weight)
@@ -128,7 +143,9 @@ def per_pixel(latent=False):
 @pytest.mark.parametrize('latent', [False, True])
 @pytest.mark.parametrize('name', ['ddpm', 'ddpm_large', 'ddim', 'heun', 'dpmpp_2m'])
 def test_a_schedule_per_pixel_ends_in_the_data(name, latent):
-    model, n = per_pixel(latent), 2000; x = sample(model, n, 200, step=name, generator=generator())
+    model = per_pixel(latent)
+    n = 2000
+    x = sample(model, n, 200, step=name, generator=generator())
     white = torch.linalg.solve_triangular(torch.linalg.cholesky(model.net.cov),
                                           (x - model.net.mean).T, upper=False)
     assert ((white.mean(1).abs() < 5 / n**0.5 + 0.01).all()
@@ -167,13 +184,17 @@ def test_chunks_carry_their_labels_and_latents():
 def test_the_network_meets_latents_of_the_prior_in_evaluation_mode():
     seen = []
     class Watch(nn.Module):
-        def forward(self, z, gamma, w=None, y=None): seen.append((w, self.training)); return z
+        def forward(self, z, gamma, w=None, y=None):
+            seen.append((w, self.training))
+            return z
     model = Diffusion(Watch(), Linear(-6., 6.), RealCodec(), (3,), Gaussian(Uninformed(4), 2)).train()
-    n = 4000; sample(model, n, 3, generator=generator())
+    n = 4000
+    sample(model, n, 3, generator=generator())
     (w, _), *_ = seen
     assert all(torch.equal(v, w) and not training for v, training in seen) and model.training
     assert (w.mean(0).abs() < 5 / n**0.5).all() and (w.std(0) - 1).abs().max() < 5 / (2 * n)**0.5
-    sample(model, 2, 1, w=w[5:7]); assert torch.equal(seen[-1][0], w[5:7])
+    sample(model, 2, 1, w=w[5:7])
+    assert torch.equal(seen[-1][0], w[5:7])
 
 def test_trajectories_do_not_share_a_memory():
     model = edm()
@@ -183,10 +204,13 @@ def test_trajectories_do_not_share_a_memory():
     assert not callable(dpmpp_2m)                                                # no step to share
 
 def test_guidance_one_is_the_conditional_model_bit_for_bit():
-    model = edm(); y = torch.tensor([0, 1, 2, 0])
+    model = edm()
+    y = torch.tensor([0, 1, 2, 0])
     draw = lambda **kw: sample(model, 4, 5, step='heun', generator=generator(), **kw)
     class Told(nn.Module):
-        def __init__(self, net): super().__init__(); self.net = net
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
         def forward(self, z, gamma, w=None, y=None): return self.net(z, gamma, y=torch.tensor([0, 1, 2, 0]))
     always = Diffusion(Told(model.net), model.schedule, RealCodec(), (3,), prediction=edm_prediction).double()
     assert (torch.equal(draw(y=y), sample(always, 4, 5, step='heun', generator=generator()))
@@ -198,8 +222,11 @@ def test_guidance_one_is_the_conditional_model_bit_for_bit():
                                              (3., [(5, True), (5, False)]), (-1., [(5, True), (5, False)])])
 def test_no_call_is_wasted(guidance, calls):
     model = edm()
-    z, gamma, y = torch.randn(5, 3).double(), torch.zeros(5, 1).double(), torch.tensor([0, 1, 2, 0, 1])
-    _guided(model, z, gamma, None, y, guidance); assert model.net.calls == calls
+    z = torch.randn(5, 3).double()
+    gamma = torch.zeros(5, 1).double()
+    y = torch.tensor([0, 1, 2, 0, 1])
+    _guided(model, z, gamma, None, y, guidance)
+    assert model.net.calls == calls
 
 def test_guidance_works_on_the_networks_of_the_package():
     torch.manual_seed(0)
@@ -218,12 +245,14 @@ def test_clip_bounds_every_estimate():
     assert free.abs().max() > 0.5 and bound.abs().max() <= 0.4
 
 def test_explicit_levels_are_the_grid():
-    model, g = per_pixel(), per_pixel().schedule
+    model = per_pixel()
+    g = per_pixel().schedule
     same = torch.stack([g(torch.full((1, 1), 1 - i / 6, dtype=torch.float64)) for i in range(7)])
     for step in ('heun', 'ddpm'):
         assert_close(sample(model, 4, 6, step=step, grid=same, generator=generator()),
                      sample(model, 4, 6, step=step, generator=generator()))
-    model = gaussian(); lin = [8., 5., 2., -1., -4., -7., -10.]
+    model = gaussian()
+    lin = [8., 5., 2., -1., -4., -7., -10.]
     assert_close(sample(model, 4, 6, grid=lin, generator=generator()),
                  sample(model, 4, 6, generator=generator()))
     *_, last = trajectory(model, 4, 3, grid=[8., 0., -1., -3.], generator=generator())

@@ -27,14 +27,16 @@ kinds = {                                            # name: preset, arguments o
     'labels': ('vdmpp-digits', dict(channels=8)), 'double': ('vdm-digits', dict(schedule='adaptive'))}
 
 def digits_model(kind):
-    name, arguments = kinds[kind]; preset = presets[name]
+    name, arguments = kinds[kind]
+    preset = presets[name]
     model = build(dict(system=preset['system'], model={**preset['model'], **small, 'event_shape': (1, 8, 8),
                                                        'vocab': 17, **arguments}))
     return model.double() if kind == 'double' else model
 
 def curve(kind, steps=4, out=None, **changed):
     "Loss, terms and gradient norm of every step; the trained model and its average."
-    model = digits_model(kind); rows = []
+    model = digits_model(kind)
+    rows = []
     for p in fit(model, load('digits'), progress=False, out=out,
                  **{**dict(steps=steps, batch_size=16, lr=1e-3, warmup=0, ema=0.9, save_every=2, log_every=1),
                     **changed}):
@@ -46,7 +48,8 @@ shards = ('khot', 'labels', 'double', 'variance')
 def sharded_curve(kind, out):
     """Curves of a sharded run: from the start, and continued; and the largest share of the network, its
     moments and its average that this process keeps."""
-    model = digits_model(kind); held = []
+    model = digits_model(kind)
+    held = []
     rows = [curve(kind, 2, out=out, shard=True)[0],
             curve(kind, 4, out=out, shard=True, resume=True, checkpointing=True)[0]]
     with patch.object(training, '_adamw',
@@ -84,12 +87,15 @@ worker = textwrap.dedent("""
 """)
 
 def free_port():
-    with socket.socket() as s: s.bind(('127.0.0.1', 0)); return s.getsockname()[1]
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
 
 @pytest.fixture(scope='module')
 def two(tmp_path_factory):
     "What each of two processes saw."
-    out, port = tmp_path_factory.mktemp('two'), str(free_port())
+    out = tmp_path_factory.mktemp('two')
+    port = str(free_port())
     env = lambda rank: {**ENV, 'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': '2',
                         'LOCAL_WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
     processes = [subprocess.Popen([sys.executable, '-c', worker, str(Path(__file__).parent), str(out)],
@@ -101,7 +107,8 @@ def two(tmp_path_factory):
 def test_two_processes_are_one(two, kind):
     """Every term of every step within 1e-5 (1e-12 in double precision); the same numbers on both ranks to
     the last bit: weights, average, schedule."""
-    rows, model, average = curve(kind); (a, m, e), (b, *other) = (rank[0][kind] for rank in two[1])
+    rows, model, average = curve(kind)
+    (a, m, e), (b, *other) = (rank[0][kind] for rank in two[1])
     bound = 1e-12 if kind == 'double' else 1e-5
     assert_close(a[:, :-1], rows[:, :-1], rtol=bound, atol=bound)
     assert_close(a[:, -1], rows[:, -1], rtol=10 * bound, atol=0)
@@ -114,7 +121,8 @@ def test_two_processes_are_one(two, kind):
 def test_the_two_ranks_would_differ_without_sharing():
     """The comparison above is sharp: another offset of the times, or other noise, moves the loss by more
     than a hundred times its tolerance."""
-    rows, other = curve('adaptive', 1)[0], curve('adaptive', 1, seed=1)[0]
+    rows = curve('adaptive', 1)[0]
+    other = curve('adaptive', 1, seed=1)[0]
     assert (rows - other).abs().max() > 1e-3
 
 def test_parts_on_two_processes(two):
@@ -132,16 +140,20 @@ def test_one_process_asked_to_stop_stops_both(two): assert [r[3] for r in two[1]
 
 def test_continued_by_one_process(two):
     "A run of two processes is continued by one; what follows is what two would have seen."
-    out, _ = two; rest = curve('khot', 6, out=out / 'khot', resume=True)[0]
+    out, _ = two
+    rest = curve('khot', 6, out=out / 'khot', resume=True)[0]
     assert_close(rest[:, :-1], curve('khot', 6)[0][4:, :-1], rtol=1e-5, atol=1e-5)
 
 @pytest.mark.parametrize('kind', shards)
 def test_sharded_is_whole(two, kind):
     """Weights spread over two processes, begun and continued: every step is that of one process, half of
     everything is kept, and one process continues the checkpoint."""
-    out, ranks = two; rows, model, _ = curve(kind); bound = 1e-12 if kind == 'double' else 1e-5
+    out, ranks = two
+    rows, model, _ = curve(kind)
+    bound = 1e-12 if kind == 'double' else 1e-5
     for rank in ranks:
-        seen, share = rank[5][kind]; assert 0.45 < share < 0.55
+        seen, share = rank[5][kind]
+        assert 0.45 < share < 0.55
         assert_close(seen[:, :-1], rows[:, :-1], rtol=bound, atol=bound)
         assert_close(seen[:, -1], rows[:, -1], rtol=10 * bound, atol=0)
     stored = Run(out / 'sharded' / kind).load(('model.',))[0]
@@ -194,7 +206,9 @@ def test_accelerate_launch(runs):
 def test_evaluated_and_sampled_by_two(runs):
     """The bound, with one latent and with several, the flow's likelihood and samples are those of one
     process, image by image; one process writes and speaks."""
-    out, *_ = runs; shutil.copytree(out / 'one', out / 'copy'); noted = {}
+    out, *_ = runs
+    shutil.copytree(out / 'one', out / 'copy')
+    noted = {}
     for words in (['evaluate', '--draws', 2, '--samples', 2, '--batch_size', 50],
                   ['evaluate', '--method', 'ode', '--n', 6, '--batch_size', 2, '--tolerance', 1e-2],
                   ['sample', '--n', 5, '--steps', 4]):
@@ -231,8 +245,13 @@ def test_one_error_is_the_error_of_all():
 
 def saved_bytes(checkpointing):
     "What the network keeps between the forward and the backward pass."
-    torch.manual_seed(0); net, z = UNet(1, 16, 6), torch.randn(8, 1, 8, 8); kept = {}
-    def pack(v): kept[v.untyped_storage().data_ptr()] = v.untyped_storage().nbytes(); return v
+    torch.manual_seed(0)
+    net = UNet(1, 16, 6)
+    z = torch.randn(8, 1, 8, 8)
+    kept = {}
+    def pack(v):
+        kept[v.untyped_storage().data_ptr()] = v.untyped_storage().nbytes()
+        return v
     with adapted(net, checkpointing), torch.autograd.graph.saved_tensors_hooks(pack, lambda v: v):
         net(z, torch.zeros(8, 1, 1, 1)).sum()
     return sum(kept.values())
@@ -252,8 +271,10 @@ def test_checkpointing_repeats_dropout():
     assert_close(run(checkpointing=True), run(), rtol=1e-6, atol=0)
 
 def test_the_network_is_left_as_it_was():
-    model = digits_model('adaptive'); forwards = [m.__dict__.get('forward') for m in model.modules()]
-    steps = fit(model, load('digits'), 2, 8, checkpointing=True, compile=True, progress=False); steps.close()
+    model = digits_model('adaptive')
+    forwards = [m.__dict__.get('forward') for m in model.modules()]
+    steps = fit(model, load('digits'), 2, 8, checkpointing=True, compile=True, progress=False)
+    steps.close()
     for _ in fit(model, load('digits'), 1, 8, checkpointing=True, progress=False): pass
     assert ([m.__dict__.get('forward') for m in model.modules()] == forwards
             and 'forward' not in vars(model))
@@ -262,7 +283,8 @@ def test_bf16_moves_the_loss_by_less_than_a_percent():
     """bfloat16 in the network, single precision in schedule, codec and divergences: loss within 1%,
     reconstruction and prior of the first step within rounding."""
     whole, half = (curve('khot', 5, precision=precision)[0] for precision in ('no', 'bf16'))
-    change = (half[:, 0] / whole[:, 0] - 1).abs(); assert 0 < change.max() < 0.01
+    change = (half[:, 0] / whole[:, 0] - 1).abs()
+    assert 0 < change.max() < 0.01
     assert_close(half[0, 1:3], whole[0, 1:3], rtol=1e-5, atol=1e-6)
 
 @pytest.mark.skipif(not os.environ.get('SLOW'), reason='compiling takes minutes: SLOW=1 runs it')

@@ -19,7 +19,8 @@ from mulan_vdm.oracles import GaussianOracle, MixtureOracle
 from mulan_vdm.reports import against_guessing
 from mulan_vdm.schedules import Linear
 
-signal, volume = (2, 6), (1, 2, 4, 2)
+signal = (2, 6)
+volume = (1, 2, 4, 2)
 small = dict(channels=8, blocks=1, dropout=0.)
 adm = dict(network='adm', multipliers=(1, 2), attention=(1,))
 
@@ -170,7 +171,8 @@ class Columns(torch.nn.Module):
         found = []
         for d, (codec, table) in enumerate(zip(self.codecs, self.tables)):
             levels = codec.encode(torch.arange(len(table)), z.dtype)
-            signal, noise = (torch.sigmoid(-gamma[:, d]), torch.sigmoid(gamma[:, d]))
+            signal = torch.sigmoid(-gamma[:, d])
+            noise = torch.sigmoid(gamma[:, d])
             off = z[:, d, None] - signal[:, None].sqrt() * levels
             p = (table.log() - 0.5 * off**2 / noise[:, None]).softmax(1)
             found.append(p @ levels)
@@ -197,7 +199,8 @@ def test_a_column_by_quadrature(columns):
     "What z_0 says of a column, integrated over its density: the levels add to one and are the table."
     z = torch.linspace(-2.5, 2.5, 8001, dtype=torch.float64)
     g = torch.tensor(-9.).double()
-    a, s = torch.sigmoid(-g).sqrt(), torch.sigmoid(g).sqrt()
+    a = torch.sigmoid(-g).sqrt()
+    s = torch.sigmoid(g).sqrt()
     for d, table in enumerate(columns.tables):
         levels = Codec(len(table)).encode(torch.arange(len(table)), torch.float64)
         near = torch.exp(-0.5 * ((z[:, None] - a * levels) / s)**2)

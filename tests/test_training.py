@@ -575,7 +575,8 @@ class Notes:
 
 def test_a_tracker_hears_what_is_logged(tmp_path, monkeypatch):
     "Every line of the log, and the end, also of a run that is left; metrics.jsonl stays as it is."
-    notes, started = Notes(), []
+    notes = Notes()
+    started = []
     def init(self, project, config=None, init_kwargs={}):
         started.append((config, init_kwargs))
         self.trackers = [notes]
@@ -684,7 +685,8 @@ def test_the_objective_is_one_graph(name, more):
     """What `compile` compiles is one graph for all parts of a batch: nothing breaks it (`fullgraph` raises
     where something does), it draws the numbers of eager, and gives its value, gradient and schedule."""
     model = small(name, **more).train()
-    x, y = digits.train.x[:8], digits.train.y[:8] if name.startswith('vdmpp') else None
+    x = digits.train.x[:8]
+    y = digits.train.y[:8] if name.startswith('vdmpp') else None
     before = {k: v.clone() for k, v in model.state_dict().items()}
     def found():
         model.load_state_dict(before)

@@ -18,7 +18,8 @@ from mulan_vdm.objective import x_prediction
 from mulan_vdm.oracles import GaussianOracle, MixtureOracle
 from mulan_vdm.schedules import Adaptive, Between, Cosine, FlowOT, Linear, Monotone, make_schedule
 
-GROUPS, IMAGES = 20, 100
+GROUPS = 20
+IMAGES = 100
 
 
 def gaussian():
