@@ -4,7 +4,7 @@ compared. No line of code may be wider than the page that shows it, and no state
 
 A failing check leaves the work tree as it is; `--write` takes the generated files over.
 """
-import json, re, shutil, subprocess, sys, tempfile
+import json, os, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
 from fastcore.script import call_parse, store_true
@@ -36,7 +36,7 @@ def regenerate(files, copy):
         shutil.copy2(root/f, copy/f, follow_symlinks=False)
     for command in ((bin/'nbdev_clean',), (bin/'nbdev_export',), (sys.executable, '.ci/stubs.py'),
                     (sys.executable, '.ci/readme.py')):
-        if subprocess.run(command, cwd=copy).returncode:
+        if subprocess.run(command, cwd=copy, env=dict(os.environ, PYTHONDONTWRITEBYTECODE='1')).returncode:
             sys.exit(f'{Path(command[-1]).name} failed: see above')
 
 def differences(files, copy):
