@@ -335,7 +335,7 @@ def full(run, limit):
             "try:\n  for p in test_faults.fit(test_faults.tiny(), "
             f"test_faults.load('digits'), out={str(run)!r}, **test_faults.options):\n"
             f"    if p.step == 3: resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
-            "except OSError as e: print(e); os._exit(3)")
+            "except OSError as e: print(e, flush=True); os._exit(3)")
     return subprocess.run([sys.executable, '-c', code], env=ENV, capture_output=True, text=True)
 
 def test_no_room_for_a_checkpoint(tmp_path):
