@@ -222,7 +222,10 @@ def make_weighting(name: str,               # of an entry of `weightings`
                    gamma_max: float = 20.
                   ) -> Weighting:
     """Weighting by name, shifted, its largest value over the range one; pickle can store it. Raises
-    ValueError for an unknown name."""
+    ValueError for an unknown name and numbers that weigh nothing."""
+    given = dict(k=k, shift=shift, gamma_min=gamma_min, gamma_max=gamma_max)
+    for argument, value in given.items():
+        if not math.isfinite(value): raise ValueError(f'{argument}={value}: pass a finite number')
     weighting = choose('weighting', name, weightings)
     if name == 'sigmoid': weighting = partial(weighting, k=k)
     logsnr = torch.linspace(-gamma_max, -gamma_min, 10_001, dtype=torch.float64, device='cpu')
@@ -230,5 +233,5 @@ def make_weighting(name: str,               # of an entry of `weightings`
     top = w.max().item()
     if not 0 < top < math.inf:
         raise ValueError(f"weighting='{name}' with k={k} and shift={shift}: its largest value is {top}; "
-                         'pass finite numbers')
+                         'choose others')
     return _Rescaled(weighting, shift, top)

@@ -200,7 +200,8 @@ class Monotone(Between):
                  gamma_max: float = 5.,    # gamma(1), or where it starts
                  learn_ends: bool = True,  # are the ends parameters too?
                  features: int = 1024):    # hidden width
-        if features < 1: raise ValueError(f'features={features}: a hidden layer has at least 1')
+        if features < 1 or features % 1:
+            raise ValueError(f'features={features}: pass a whole number, at least 1')
         super().__init__(gamma_min, gamma_max, learn_ends)
         steepness = 20 * torch.rand(features) + 2
         self.l1 = nn.Parameter(torch.tensor(math.log(math.e - 1)))  # softplus gives 1
@@ -270,7 +271,8 @@ class MonotonePerDim(Between):
                  learn_ends: bool = False, # are the ends parameters, two per dimension?
                  network: nn.Module | None = None, # w -> (B, 1 + steps, *event); None to ignore w
                  steps: int = 8):          # J, logistic steps
-        if steps < 1: raise ValueError(f'steps={steps}: pass at least 1, or take Linear')
+        if steps < 1 or steps % 1:
+            raise ValueError(f'steps={steps}: pass a whole number, at least 1, or take Linear')
         super().__init__(gamma_min, gamma_max, learn_ends, event_shape)
         self.network = network
         self.numbers = 1 + steps
